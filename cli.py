@@ -1,0 +1,79 @@
+"""dmlm-cli: a lazy command group; the commands live in pipeline/commands.py and trainer/commands.py."""
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from dmlm import __version__
+from dmlm.pipeline.errors import DmlmError, ExitCode
+
+COMMANDS = {
+    "sample": "dmlm.pipeline.commands:sample",
+    "build-codebook": "dmlm.pipeline.commands:build_codebook",
+    "tokenize": "dmlm.pipeline.commands:tokenize",
+    "verify": "dmlm.pipeline.commands:verify",
+    "train": "dmlm.trainer.commands:train",
+    "evaluate": "dmlm.trainer.commands:evaluate",
+    "transcribe": "dmlm.trainer.commands:transcribe",
+    "demo": "dmlm.trainer.commands:demo",
+}
+"""Every command, in the order of the work; imported only when it is asked for."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is first needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports and returns the command; None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, function = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dmlm-cli")
+def group() -> None:
+    """Speech, image and text corpora to discrete tokens, and one language model trained on them.
+
+    \b
+    Try it without any data:   dmlm-cli demo --out runs/demo
+    On your own corpora:       dmlm-cli tokenize --source librispeech --root /data
+                               dmlm-cli train --shards shards/librispeech
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and ends the process with the exit code of the command contract."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; errors become one line on standard error. Returns the exit code."""
+    try:
+        result = group.main(arguments, prog_name="dmlm-cli", standalone_mode=False)
+        return result if isinstance(result, int) else ExitCode.OK
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except DmlmError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; run the same command again to go on", ExitCode.INTERRUPTED)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG}:
+            raise
+        return _fail(f"storage: {error}; free space and run the same command again", ExitCode.STORAGE)
+
+
+def _fail(message: str, code: ExitCode) -> int:
+    click.echo(f"dmlm-cli: error: {message}", err=True)
+    return code

@@ -1,0 +1,1 @@
+"""Manifests (YAML) of corpora and weights, read by `dmlm.pipeline.manifests`."""

@@ -1,0 +1,1 @@
+"""Corpora to tokens to shards: everything that runs once, offline, before training."""

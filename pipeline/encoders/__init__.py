@@ -1,0 +1,1 @@
+"""Pretrained encoders: waveforms to activations, any layer."""

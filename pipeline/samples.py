@@ -1,0 +1,113 @@
+"""The data types that flow through the house, in the order of the flow.
+
+source -> Utterance | ImageCaption | Skipped | Broken -> waveform or pixels -> Units -> Sample -> shard
+
+Suffixes of arrays: F frame, P image position (raster order), N text position, D width.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+TokenArray = npt.NDArray[np.int32]
+"""1-D modality-local token ids."""
+Waveform = npt.NDArray[np.float32]
+"""1-D mono samples in [-1, 1]."""
+Pixels = npt.NDArray[np.uint8]
+"""Height × width × 3, RGB."""
+
+
+class Modality(StrEnum):
+    """A kind of token, in the order of the vocabulary."""
+
+    TEXT = "text"
+    SPEECH = "speech"
+    IMAGE = "image"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterance:
+    """A stretch of speech in a corpus, with what the corpus says about it."""
+
+    key: str
+    """Unique within the data set; letters, digits, `_` and `-` only (it names tar members)."""
+    source: str
+    split: str
+    audio_path: Path
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    """None: to the end of the recording."""
+    text: str | None = None
+    """As the corpus has it; None or empty: speech only."""
+    language: str | None = None
+    """Language spoken, an ISO code such as `en`."""
+    translation: str | None = None
+    translation_language: str | None = None
+    speaker: str | None = None
+    recording_id: str | None = None
+    overlap_seconds: float | None = None
+    """Seconds during which somebody else speaks too; None: the corpus does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageCaption:
+    """An image and one caption of it; several captions of an image follow each other."""
+
+    key: str
+    source: str
+    split: str
+    image_path: Path
+    image_id: str
+    text: str | None = None
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """An item that the corpus itself leaves out: counted and named, never an error."""
+
+    key: str
+    source: str
+    split: str
+    reason: str
+    recording_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """An item whose annotation cannot be read: quarantined, counts against the budget."""
+
+    key: str
+    source: str
+    split: str
+    reason: str
+
+
+SourceItem = Utterance | ImageCaption | Skipped | Broken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """One sample of a shard: token arrays and the json beside them."""
+
+    key: str
+    source: str
+    split: str
+    text: str | None = None
+    """Raw text of the corpus, before the text rule."""
+    language: str | None = None
+    translation: str | None = None
+    translation_language: str | None = None
+    speaker: str | None = None
+    recording_id: str | None = None
+    duration_seconds: float | None = None
+    overlap_seconds: float | None = None
+    image_id: str | None = None
+    speech_tokens: TokenArray | None = None
+    """One unit per encoder frame, not de-duplicated."""
+    image_tokens: TokenArray | None = None
+    text_tokens: TokenArray | None = None
+    translation_tokens: TokenArray | None = None

@@ -1,0 +1,1 @@
+"""Corpora in their true on-disk layouts: folders and annotation files to source items."""

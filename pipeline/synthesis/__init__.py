@@ -1,0 +1,1 @@
+"""Sample corpora made without any download: what `dmlm-cli sample` writes."""

@@ -1,0 +1,80 @@
+"""Tokenizers: waveforms, pixels and strings to modality-local token ids.
+
+A tokenizer's `fingerprint` is a flat json-able mapping of everything that its ids depend on
+(weights' sha256, layer, window mode, batch size, codebook sha256 ...). Two data sets fit together
+only if their fingerprints are equal.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from dmlm.pipeline.samples import Pixels, TokenArray, Waveform
+
+Fingerprint = Mapping[str, str | int | float | bool | None]
+
+
+class SpeechTokenizer(Protocol):
+    """Waveforms to units."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Size of the codebook; every id is in [0, num_tokens)."""
+
+    @property
+    def sampling_rate_hz(self) -> int:
+        """Rate that `encode` expects its waveforms in."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Everything that the units depend on."""
+
+    def encode(self, waveforms: Iterable[Waveform]) -> Iterator[TokenArray]:
+        """Yields the units of each waveform, in the order given; batches are formed inside."""
+
+
+class ImageTokenizer(Protocol):
+    """Pixels to image tokens, and back to look at what they kept."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of codes; every id is in [0, num_tokens)."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Everything that the tokens depend on."""
+
+    def encode(self, images: Iterable[Pixels]) -> Iterator[TokenArray]:
+        """Yields the tokens of each image in raster order, in the order given."""
+
+    def decode(self, tokens: TokenArray) -> Pixels:
+        """Image that the tokens stand for."""
+
+
+class TextTokenizer(Protocol):
+    """Strings to text tokens and back; the text rule was applied before."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of entries; every id is in [0, num_tokens)."""
+
+    @property
+    def bos_id(self) -> int:
+        """Token that starts a sequence."""
+
+    @property
+    def eos_id(self) -> int:
+        """Token that ends a sequence."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Everything that the ids depend on."""
+
+    def encode(self, text: str) -> TokenArray:
+        """Ids of `text`, without BOS or EOS."""
+
+    def decode(self, tokens: TokenArray) -> str:
+        """Text of the ids; special tokens are left out."""
+
+    def save(self, directory: Path) -> None:
+        """Writes a folder that `load_text_tokenizer` and transformers' AutoTokenizer read."""

@@ -1,0 +1,1 @@
+"""Training recipes (YAML), read by `dmlm.trainer.config`."""
