@@ -39,10 +39,12 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="dmlm-cli")
 def group() -> None:
-    """Speech, image and text corpora to discrete tokens, and one language model trained on them.
+    r"""Speech, image and text corpora to discrete tokens, and one language model trained on them.
 
     \b
     Try it without any data:   dmlm-cli demo --out runs/demo

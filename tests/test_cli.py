@@ -1,0 +1,84 @@
+"""The command contract: names, help, exit codes, one-line errors without a traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from dmlm.cli import COMMANDS, run
+
+OPTIONS = {
+    "sample": {"--out", "--seed", "--text", "--limit"},
+    "build-codebook": {
+        *("--source", "--root", "--split", "--lang-pair", "--encoder", "--layer", "--clusters", "--window"),
+        *("--text-tokenizer", "--image-tokenizer", "--image-resolution", "--image-clusters"),
+        *("--limit", "--seed", "--device", "--out"),
+    },
+    "tokenize": {
+        *("--source", "--root", "--split", "--lang-pair", "--codebook", "--out", "--limit", "--device"),
+    },
+    "verify": {"--shards"},
+    "train": {
+        *("--shards", "--recipe", "--init", "--out", "--resume", "--seed", "--limit", "--device"),
+    },
+    "evaluate": {
+        *("--checkpoint", "--shards", "--task", "--split", "--out", "--limit", "--device"),
+    },
+    "transcribe": {"--checkpoint", "--device"},
+    "demo": {"--out", "--seed"},
+}
+"""The options of every command are frozen: adding one is a decision, recorded here."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Example:  dmlm-cli {name}" in text
+    found = {word.strip(",") for word in text.split() if word.startswith("--")} - {"--help"}
+    assert OPTIONS[name] <= found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_has_an_option_outside_the_contract(name: str) -> None:
+    import click
+
+    from dmlm.cli import group
+
+    command = group.get_command(click.Context(group), name)
+    assert command is not None
+    options = {
+        option for p in command.params if isinstance(p, click.Option) for option in p.opts if option[1] == "-"
+    }
+    assert options == OPTIONS[name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["tokenise"], 2, "No such command"),
+        (["tokenize"], 2, "Missing option '--source'"),
+        (["tokenize", "--source", "librispeach"], 2, "librispeech"),
+        (["tokenize", "--source", "librispeech", "--root", "{tmp}"], 2, "LibriSpeech"),
+        (["tokenize", "--source", "coco", "--root", "{tmp}", "--codebook", "{tmp}/none"], 2, "none"),
+        (["build-codebook", "--window", "half"], 2, "'exact', 'padded'"),
+        (["build-codebook", "--layer", "minus", "--root", "{tmp}"], 2, "layer"),
+        (["build-codebook", "--clusters", "0", "--root", "{tmp}"], 2, "clusters"),
+        (["verify", "--shards", "{tmp}"], 5, "dataset.json"),
+        (["train", "--shards", "{tmp}", "--out", "{tmp}/run"], 5, "dataset.json"),
+        (["train", "--shards", "pipe:touch {tmp}/canary", "--out", "{tmp}/run"], 2, "pipe:"),
+        (["train", "--shards", "{tmp}", "--recipe", "domo", "--out", "{tmp}/run"], 2, "demo"),
+        (["evaluate", "--checkpoint", "{tmp}", "--shards", "{tmp}", "--task", "asr"], 5, "checkpoint"),
+        (["transcribe", "--checkpoint", "{tmp}", "{tmp}/a.wav"], 5, "checkpoint"),
+        (["sample", "--out", "{tmp}", "--text", "{tmp}/none.txt"], 2, "none.txt"),
+    ],
+)
+def test_bad_input_ends_with_a_short_message_and_its_exit_code(
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert run([argument.format(tmp=tmp_path) for argument in arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert len([line for line in error.splitlines() if line.startswith(("dmlm-cli: error", "Error"))]) == 1
+    assert sorted(tmp_path.rglob("*")) == before

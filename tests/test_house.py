@@ -1,0 +1,83 @@
+"""The shape of the house: who may import whom, and what must never be called."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+FOLDERS = ("pipeline", "trainer", "data_manifests")
+SOURCES = [
+    REPOSITORY / "cli.py",
+    *sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py")),
+]
+TRAINING_HALF = ("config", "tasks", "stream", "packing", "model", "loss", "optim", "checkpoint", "loop")
+OPEN_TO_TRAINING = ("samples", "errors", "vocabulary", "shards", "storage", "randomness", "progress")
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def called_names(path: Path) -> Iterator[tuple[str, set[str]]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {keyword.arg or "**" for keyword in node.keywords}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_imports_inside_are_absolute_under_dmlm(path: Path) -> None:
+    for module in imported_modules(path):
+        assert module.split(".")[0] not in {"pipeline", "trainer", "cli", "data_manifests"}
+
+
+def test_pipeline_never_imports_trainer() -> None:
+    for path in (REPOSITORY / "pipeline").rglob("*.py"):
+        assert not [module for module in imported_modules(path) if module.startswith("dmlm.trainer")]
+
+
+@pytest.mark.parametrize("name", TRAINING_HALF)
+def test_training_half_imports_only_the_data_types_and_shards(name: str) -> None:
+    allowed = tuple(f"dmlm.pipeline.{module}" for module in OPEN_TO_TRAINING)
+    for module in imported_modules(REPOSITORY / "trainer" / f"{name}.py"):
+        assert not module.startswith("dmlm.pipeline") or module.startswith(allowed), module
+
+
+def test_foreign_formats_are_read_in_converters_only() -> None:
+    forbidden = {"torch.load", "eval", "exec", "os.system", "yaml.load", "pickle.load", "pickle.loads"}
+    for path in SOURCES:
+        if path.name == "converters.py":
+            continue
+        assert "pickle" not in set(imported_modules(path)), path
+        for name, keywords in called_names(path):
+            assert name not in forbidden, f"{path}: {name}"
+            assert not keywords & {"allow_pickle", "shell"}, f"{path}: {name}"
+
+
+def test_no_module_is_loaded_twice_from_the_root() -> None:
+    code = (
+        "import sys; sys.path.insert(0, '.'); import dmlm.cli, dmlm.pipeline.commands, dmlm.trainer.commands;"
+        "print([m for m in sys.modules if m.split('.')[0] in ('pipeline', 'trainer', 'cli')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_command_line_starts_without_heavy_packages() -> None:
+    code = (
+        "import sys; from dmlm.cli import COMMANDS, run\n"
+        "for name in COMMANDS: run([name, '--help'])\n"
+        "heavy = {'torch', 'transformers', 'faiss', 'whisper', 'datasets', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
