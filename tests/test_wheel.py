@@ -16,7 +16,7 @@ from dmlm.pipeline.sources import SOURCES
 from dmlm.trainer.config import load_recipe
 names = lambda package: sorted(p.name[:-5] for p in files(package).iterdir() if p.name.endswith(".yaml"))
 print(dmlm.__file__)
-print([load_manifest(name).name for name in SOURCES], len(load_weights_manifest()))
+print([load_manifest(name).name for name in SOURCES], len(load_weights_manifest().weights))
 print([load_recipe(name).name for name in names("dmlm.trainer.recipes")])
 """
 

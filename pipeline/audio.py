@@ -1,0 +1,158 @@
+"""Safe decoding of audio: a stretch of a recording to a mono waveform at the rate asked for.
+
+Limits are checked on the header, before anything is decoded. The same bytes give the same samples.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmlm.pipeline.errors import AudioError
+from dmlm.pipeline.samples import Waveform
+
+SAMPLING_RATE_HZ = 16_000
+"""Rate that every speech tokenizer here works at."""
+
+FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+"""Containers that are decoded, in libsndfile's names; Opus and Vorbis come in OGG."""
+MAX_CHANNELS = 2
+"""The mean of a microphone array's channels is not speech that anybody heard, so arrays are refused."""
+MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
+MAX_UTTERANCE_SECONDS = 3_600
+MAX_RECORDING_SECONDS = 12 * 3_600
+MAX_EXPANSION = 200
+"""Decoded bytes (16 bit) per byte of the file, for recordings of more than `MIN_EXPANDED_BYTES`."""
+MIN_EXPANDED_BYTES = 16 << 20
+"""Digital silence in FLAC expands 700-fold; where little comes out that is harmless."""
+FRAMES_PER_SECOND = 100
+"""An utterance must fill one frame of 10 ms."""
+
+_RIFF_SIZE_UNKNOWN = (0, 0xFFFF_FFFF)
+"""What writers into a pipe leave in the RIFF header."""
+
+
+def load_waveform(
+    path: Path,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+    sampling_rate_hz: int = SAMPLING_RATE_HZ,
+) -> Waveform:
+    """Mono float32 samples of a stretch of a recording: mean of the channels, resampled by soxr (HQ).
+
+    Args:
+        path: WAV, FLAC, MP3 or OGG (Vorbis, Opus).
+        start_seconds: Where the stretch starts; everything before is skipped by seeking.
+        end_seconds: Where it ends; None: at the end of the recording.
+        sampling_rate_hz: Rate of the samples returned.
+
+    Raises:
+        AudioError: Missing, undecodable, cut off, empty, not finite or over a limit.
+    """
+    with _open_recording(path) as file:
+        start, stop = _locate_stretch(path, file, start_seconds, end_seconds)
+        samples = _decode_mono(path, file, start, stop)
+        rate_hz = file.samplerate
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path}: holds samples that are NaN or infinite")
+    waveform = _resample(samples, rate_hz, sampling_rate_hz)
+    if waveform.size < sampling_rate_hz // FRAMES_PER_SECOND:
+        raise AudioError(f"{path}: {len(samples) / rate_hz:.4f} s of audio, less than one frame of 10 ms")
+    return waveform
+
+
+def recording_seconds(path: Path) -> float:
+    """Length of a recording by its header.
+
+    Raises:
+        AudioError: Missing, undecodable or over a limit.
+    """
+    with _open_recording(path) as file:
+        return float(file.frames / file.samplerate)
+
+
+@contextmanager
+def _open_recording(path: Path) -> Iterator[Any]:
+    import soundfile
+
+    if not path.is_file():
+        raise AudioError(f"{path}: no such file")
+    if path.suffix.lower() == ".raw":
+        raise AudioError(f"{path}: raw samples without a header; convert them to WAV or FLAC")
+    try:
+        with soundfile.SoundFile(path) as file:
+            _check_header(path, file)
+            yield file
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: cannot be decoded ({error.error_string})") from error
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{path}: cannot be decoded ({error})") from error
+
+
+def _check_header(path: Path, file: Any) -> None:
+    if file.format not in FORMATS:
+        raise AudioError(f"{path}: format {file.format} is not one of {', '.join(FORMATS)}")
+    if file.channels > MAX_CHANNELS:
+        raise AudioError(f"{path}: {file.channels} channels; give one channel or a mix")
+    if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
+        raise AudioError(
+            f"{path}: sampling rate {file.samplerate} Hz is not in [{MIN_RATE_HZ}, {MAX_RATE_HZ}]"
+        )
+    if file.frames > MAX_RECORDING_SECONDS * file.samplerate:
+        raise AudioError(f"{path}: the header states more than 12 h or no length at all")
+    num_bytes = path.stat().st_size
+    decoded_bytes = file.frames * file.channels * 2
+    if decoded_bytes > max(MIN_EXPANDED_BYTES, MAX_EXPANSION * num_bytes):
+        raise AudioError(
+            f"{path}: {num_bytes} bytes claim to hold {decoded_bytes}; limit {MAX_EXPANSION}-fold"
+        )
+    if file.format.startswith("WAV"):
+        _check_riff_size(path, num_bytes)
+
+
+def _check_riff_size(path: Path, num_bytes: int) -> None:
+    """Refuses a WAV that was cut off: its header tells, but libsndfile reads it without a word."""
+    with path.open("rb") as file:
+        header = file.read(8)
+    stated = int.from_bytes(header[4:8], "little")
+    if header[:4] == b"RIFF" and stated not in _RIFF_SIZE_UNKNOWN and stated + 8 > num_bytes:
+        raise AudioError(f"{path}: cut off, {num_bytes} of {stated + 8} bytes are there")
+
+
+def _locate_stretch(
+    path: Path, file: Any, start_seconds: float, end_seconds: float | None
+) -> tuple[int, int]:
+    """Half-open range of the file's own samples."""
+    rate_hz = file.samplerate
+    if file.frames == 0:
+        raise AudioError(f"{path}: holds no audio")
+    start = round(start_seconds * rate_hz)
+    stop = file.frames if end_seconds is None else round(end_seconds * rate_hz)
+    if not 0 <= start < stop <= file.frames:
+        raise AudioError(
+            f"{path}: no stretch from {start / rate_hz:g} to {stop / rate_hz:g} s "
+            f"in a recording of {file.frames / rate_hz:g} s"
+        )
+    if stop - start > MAX_UTTERANCE_SECONDS * rate_hz:
+        raise AudioError(f"{path}: {(stop - start) / rate_hz:.0f} s, limit {MAX_UTTERANCE_SECONDS} s; cut it")
+    return start, stop
+
+
+def _decode_mono(path: Path, file: Any, start: int, stop: int) -> Waveform:
+    file.seek(start)
+    samples = file.read(stop - start, dtype="float32", always_2d=True)
+    if len(samples) < stop - start:
+        raise AudioError(f"{path}: cut off, {len(samples)} of {stop - start} samples can be decoded")
+    mono: Waveform = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    return mono
+
+
+def _resample(samples: Waveform, rate_hz: int, target_rate_hz: int) -> Waveform:
+    import soxr
+
+    if rate_hz == target_rate_hz:
+        return samples
+    resampled: Waveform = soxr.resample(samples, rate_hz, target_rate_hz, quality="HQ")
+    return resampled

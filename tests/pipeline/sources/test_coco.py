@@ -1,0 +1,118 @@
+import json
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from dmlm.pipeline.errors import CorruptInputError
+from dmlm.pipeline.samples import Broken, ImageCaption, Skipped
+from dmlm.pipeline.sources import open_source
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """COCO folder with two images in val2017."""
+    folder = tmp_path / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val2017").mkdir()
+    for image_id in (7, 12):
+        Image.new("RGB", (8, 8)).save(folder / "val2017" / f"{image_id:012d}.jpg")
+    return folder
+
+
+def annotate(corpus, images, captions, split="val2017"):
+    content = {"info": {}, "images": images, "annotations": captions}
+    (corpus / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
+
+
+def image(image_id):
+    return {"id": image_id, "file_name": f"{image_id:012d}.jpg"}
+
+
+def caption(caption_id, image_id, text="a cat"):
+    return {"id": caption_id, "image_id": image_id, "caption": text}
+
+
+def read(corpus):
+    return list(open_source("coco", corpus.parent).iter_items())
+
+
+def test_captions_of_an_image_follow_each_other_in_order_of_ids(corpus):
+    annotate(
+        corpus,
+        [image(12), image(7)],
+        [caption(100, 12), caption(20, 7), caption(3, 12, "two dogs "), caption(9, 7)],
+    )
+    items = read(corpus)
+    assert [item.key for item in items] == ["7-9", "7-20", "12-3", "12-100"]
+    assert items[2] == ImageCaption(
+        key="12-3",
+        source="coco",
+        split="val2017",
+        image_path=corpus / "val2017" / "000000000012.jpg",
+        image_id="12",
+        text="two dogs ",
+        language="en",
+    )
+
+
+def test_image_without_caption_is_image_only(corpus):
+    annotate(corpus, [image(7), image(12)], [caption(1, 12), caption(2, 7, "")])
+    first, second = read(corpus)
+    assert (first.key, first.text, first.language) == ("7-2", None, None)
+    assert second.text == "a cat"
+    annotate(corpus, [image(7)], [])
+    assert [(item.key, item.text) for item in read(corpus)] == [("7", None)]
+
+
+def test_every_caption_of_a_missing_image_is_skipped(corpus):
+    annotate(corpus, [image(7), image(8)], [caption(1, 8), caption(2, 8), caption(3, 7)])
+    items = read(corpus)
+    assert [(type(item), item.key) for item in items] == [
+        (ImageCaption, "7-3"),
+        (Skipped, "8-1"),
+        (Skipped, "8-2"),
+    ]
+    assert items[1].recording_id == "8"
+
+
+def test_malformed_entries_are_broken_and_the_rest_goes_on(corpus):
+    annotate(
+        corpus,
+        [image(7), {"id": "x"}, {"id": 9, "file_name": "../../secret.jpg"}, 5],
+        [caption(1, 7), caption(2, 99), {"id": 3, "image_id": 7, "caption": None}, "text"],
+    )
+    items = read(corpus)
+    assert Counter(type(item) for item in items) == {Broken: 6, ImageCaption: 1}
+    assert "caption 2: no image 99" in " ".join(item.reason for item in items[:-1])
+    assert len({item.key for item in items}) == 7
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": 3, "annotations": []}', "\udcff", "[" * 10**6])
+def test_unreadable_annotation_file_is_corrupt_input(corpus, content):
+    path = corpus / "annotations" / "captions_val2017.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(CorruptInputError, match=r"captions_val2017\.json: not a COCO caption file"):
+        read(corpus)
+
+
+def test_split_without_its_image_folder_is_not_there_and_2014_names_work(corpus):
+    annotate(corpus, [image(7)], [], split="train2017")
+    (corpus / "val2014").mkdir()
+    name = "COCO_val2014_000000000005.jpg"
+    Image.new("RGB", (8, 8)).save(corpus / "val2014" / name)
+    annotate(corpus, [{"id": 5, "file_name": name}], [caption(1, 5)], split="val2014")
+    source = open_source("coco", corpus)
+    assert source.splits == ("val2014",)
+    assert [item.key for item in source.iter_items()] == ["5-1"]
+
+
+@pytest.mark.realdata
+def test_real_slice_has_60_images_with_5_captions_each(real_data):
+    items = list(open_source("coco", real_data).iter_items())
+    assert Counter((type(item), item.split) for item in items) == {
+        (ImageCaption, "train2017"): 100,
+        (ImageCaption, "val2017"): 200,
+    }
+    assert set(Counter(item.image_id for item in items).values()) == {5}
+    assert len({item.key for item in items}) == 300

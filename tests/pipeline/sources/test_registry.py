@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import soundfile
+
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.sources import SOURCES, open_source, sources_present
+
+
+@pytest.fixture
+def root(tmp_path):
+    for split in ("dev-clean", "train-x"):
+        chapter = tmp_path / "LibriSpeech" / split / "1" / "2"
+        chapter.mkdir(parents=True)
+        soundfile.write(chapter / f"1-2-{split}.flac", np.zeros(1_600), 16_000)
+    return tmp_path
+
+
+def splits_of(source):
+    return [item.split for item in source.iter_items()]
+
+
+def test_sources_are_in_the_order_of_the_contract():
+    assert SOURCES == ("librispeech", "ami", "covost", "coco")
+
+
+def test_root_may_be_the_parent_or_the_corpus_itself(root):
+    from_parent = list(open_source("librispeech", root).iter_items())
+    assert len(from_parent) == 2
+    assert list(open_source("librispeech", root / "LibriSpeech").iter_items()) == from_parent
+
+
+def test_only_corpora_under_the_root_are_present(root):
+    assert sources_present(root) == ["librispeech"]
+    assert sources_present(root / "LibriSpeech") == []
+
+
+def test_splits_are_sorted_or_in_the_order_given_and_never_twice(root):
+    assert splits_of(open_source("librispeech", root)) == ["dev-clean", "train-x"]
+    asked = open_source("librispeech", root, splits=["train-x", "dev-clean", "train-x"])
+    assert asked.splits == ("train-x", "dev-clean")
+    assert splits_of(asked) == ["train-x", "dev-clean"]
+
+
+def test_unknown_split_lists_those_present(root):
+    with pytest.raises(
+        ConfigError, match=r"no split 'test-clean' in .*LibriSpeech; there are dev-clean, train-x"
+    ):
+        open_source("librispeech", root, splits=["test-clean"])
+
+
+def test_unknown_source_names_the_nearest(root):
+    with pytest.raises(ConfigError, match=r"'librispech': one of .*; did you mean 'librispeech'"):
+        open_source("librispech", root)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_wrong_root_says_in_one_line_which_files_were_expected_and_where(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"^{name}: expected .* found no such files$") as raised:
+        open_source(name, tmp_path)
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_root_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"no folder .*nowhere"):
+        open_source("coco", tmp_path / "nowhere")

