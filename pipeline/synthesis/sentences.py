@@ -1,0 +1,99 @@
+"""English texts: sentences of a small grammar, and strings of random words that no grammar can predict."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from dmlm.pipeline.synthesis import words
+
+GRAMMAR: dict[str, tuple[str, ...]] = {
+    "sentence": (
+        "{agent} {transitive} {thing} {where}",
+        "{agent} {adverb} {transitive} {thing} {when}",
+        "{agent} {transitive} {things} and {thing}",
+        "{agent} {transitive} {thing} with {thing}",
+        "{where} {agent} {transitive} {things}",
+        "{when} {agent} {adverb} {intransitive} {where}",
+        "{when} {agent} {transitive} {thing} {where}",
+        "{agent} {intransitive} while {agent} {transitive} {thing}",
+        "{agent} {intransitive} because {agent} {transitive} {thing}",
+        "{agent} {intransitive} {where} and {intransitive} {where}",
+        "{name} has {things} and {things}",
+        "there are {things} and {things} {where}",
+        "{agent} {transitive} {agent} but {adverb} {intransitive} {where}",
+        "this {object} is {adjective} and that {object} is {adjective}",
+        "{name} {transitive} {things} from {name} {when}",
+    ),
+    "agent": ("{name}", "the {person}", "the {adjective} {person}", "a {adjective} {animal}", "my {person}"),
+    "thing": ("the {object}", "a {adjective} {object}", "the {adjective} {object}", "every {object}"),
+    "things": ("{several} {plural}", "{several} {adjective} {plural}"),
+    "where": (
+        *("in the {place}", "near the {place}", "behind the {place}", "under the {place}"),
+        *("around the {adjective} {place}", "outside the {adjective} {place}"),
+    ),
+    "when": (
+        *("every {day}", "on {day} {day_part}", "on {day} in {month}"),
+        *("in {month}", "before {moment}", "after {moment}"),
+    ),
+    "several": (*words.DIGITS[2:], *words.NUMBERS[:-2]),
+    "name": words.NAMES,
+    "person": words.PEOPLE,
+    "animal": words.ANIMALS,
+    "object": words.OBJECTS,
+    "plural": words.PLURALS,
+    "place": words.PLACES,
+    "adjective": words.ADJECTIVES,
+    "transitive": words.TRANSITIVE_VERBS,
+    "intransitive": words.INTRANSITIVE_VERBS,
+    "adverb": words.ADVERBS,
+    "day": words.DAYS,
+    "month": words.MONTHS,
+    "day_part": words.DAY_PARTS,
+    "moment": words.MOMENTS,
+}
+"""What each symbol may become; every choice is equally likely."""
+
+_SYMBOL = re.compile(r"\{(\w+)\}")
+_A_BEFORE_VOWEL = re.compile(r"\ba(?= [aeiou])")
+
+
+def make_sentence(rng: np.random.Generator) -> str:
+    """A sentence of the grammar, lower case, without punctuation."""
+    return _A_BEFORE_VOWEL.sub("an", _expand("sentence", rng))
+
+
+def _expand(symbol: str, rng: np.random.Generator) -> str:
+    choices = GRAMMAR[symbol]
+    choice = choices[rng.integers(len(choices))]
+    return _SYMBOL.sub(lambda match: _expand(match[1], rng), choice)
+
+
+class WordStrings:
+    """Draws strings of random words: one in four of digits, one in six of names, the rest of any words.
+
+    Words come from shuffled decks, so that all of them occur equally often.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._digits = _deal(words.DIGITS, rng)
+        self._names = _deal(words.NAMES, rng)
+        self._words = _deal(words.CONTENT_WORDS, rng)
+
+    def draw(self) -> str:
+        """A string of four to seven words."""
+        share = self._rng.random()
+        if share < 1 / 4:
+            deck, shortest = self._digits, 5
+        elif share < 1 / 4 + 1 / 6:
+            deck, shortest = self._names, 4
+        else:
+            deck, shortest = self._words, 5
+        length = int(self._rng.integers(shortest, shortest + 3))
+        return " ".join(next(deck) for _ in range(length))
+
+
+def _deal(deck: tuple[str, ...], rng: np.random.Generator) -> Iterator[str]:
+    while True:
+        yield from rng.permutation(deck).tolist()
