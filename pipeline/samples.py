@@ -1,6 +1,7 @@
 """The data types that flow through the house, in the order of the flow.
 
-source -> Utterance | ImageCaption | Skipped | Broken -> waveform or pixels -> Units -> Sample -> shard
+source -> Utterance | ImageCaption | Skipped | Broken -> waveform or pixels -> Activations -> Units
+       -> Sample -> shard
 
 Suffixes of arrays: F frame, P image position (raster order), N text position, D width.
 """
@@ -8,9 +9,13 @@ Suffixes of arrays: F frame, P image position (raster order), N text position, D
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 TokenArray = npt.NDArray[np.int32]
 """1-D modality-local token ids."""
@@ -87,6 +92,14 @@ class Broken:
 
 
 SourceItem = Utterance | ImageCaption | Skipped | Broken
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activations:
+    """What an encoder made of one recording, before it is quantised."""
+
+    activations_FD: "torch.Tensor"
+    """float32, on the encoder's device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,0 +1,258 @@
+"""`build-codebook`: a sample of the corpora -> speech codebook, image codebook, text tokenizer.
+
+DIR/speech, DIR/image and DIR/text are written beside DIR and appear all at once, so that a build that
+was killed leaves nothing that looks whole.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_waveform
+from dmlm.pipeline.codebook import Codebook, FitStatistics, fit_codebook, load_codebook
+from dmlm.pipeline.corpus_sampling import CorpusSample, SourceShare, draw_sample
+from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.encoders.weights import absolute_encoder
+from dmlm.pipeline.errors import ConfigError, SampleError
+from dmlm.pipeline.images import load_image
+from dmlm.pipeline.progress import track
+from dmlm.pipeline.samples import ImageCaption, Modality, Utterance, Waveform
+from dmlm.pipeline.sources import SourceOptions
+from dmlm.pipeline.storage import sync_directory
+from dmlm.pipeline.tokenizers.patch import ENCODER as PATCH
+from dmlm.pipeline.tokenizers.patch import image_to_patches, patch_features
+from dmlm.pipeline.tokenizers.registry import is_codebook, load_tokenizers, read_card, write_card
+from dmlm.pipeline.tokenizers.text import NUM_BYTES, HuggingFaceTextTokenizer, load_text_tokenizer, train_bpe
+
+__all__ = ["BuildCodebookConfig", "CodebookReport", "SourceShare", "build_codebook", "is_codebook"]
+
+BPE = "bpe:"
+
+Item = TypeVar("Item", Utterance, ImageCaption)
+Loaded = TypeVar("Loaded")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildCodebookConfig:
+    """Settings of `build-codebook`; the defaults are the command's."""
+
+    root: Path
+    out_dir: Path
+    sources: tuple[SourceShare, ...] = ()
+    """Empty: every source under `root`, in equal shares."""
+    splits: tuple[str, ...] | None = None
+    """None: the training splits, or all where a corpus has none."""
+    lang_pair: str | None = None
+    encoder: str = "whisper:tiny.en"
+    layer: int | None = None
+    """Encoder block from 1; None: after the final layer norm."""
+    window: str = "exact"
+    num_clusters: int = 500
+    max_audio_seconds: float = 3_600.0
+    """Speech that is encoded, drawn from all over the corpora: 180,000 frames."""
+    text_tokenizer: str = "bpe:400"
+    image_tokenizer: str = "patch"
+    image_resolution: int = 128
+    num_image_clusters: int = 512
+    limit: int | None = None
+    """Read only the first items of each source."""
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodebookReport:
+    """What is in a codebook folder."""
+
+    out_dir: Path
+    was_there: bool
+    """Nothing was done: the folder held the same codebook."""
+    speech: FitStatistics | None
+    image: FitStatistics | None
+    num_text_tokens: int
+    num_left_out: int
+    """Items of the sample that were broken."""
+    seconds: float
+
+    def table(self) -> str:
+        """A few lines to print."""
+        fits = {"speech": self.speech, "image": self.image}
+        lines = [f"{name:7} {_describe(fit)}" for name, fit in fits.items() if fit]
+        lines.append(f"{'text':7} {self.num_text_tokens} tokens")
+        ending = "was already there" if self.was_there else f"built in {self.seconds:.0f} s"
+        broken = f"; {self.num_left_out} broken items left out" if self.num_left_out else ""
+        return "\n".join([*lines, f"{self.out_dir}: {ending}{broken}"])
+
+
+def build_codebook(config: BuildCodebookConfig) -> CodebookReport:
+    """Fits every modality that the sources hold and publishes the folder.
+
+    A folder that already holds a codebook of the same settings and data is left as it is.
+
+    Raises:
+        ConfigError: A setting cannot be honoured, or the folder holds something else.
+        MissingDependencyError: FAISS is not installed.
+    """
+    start = time.monotonic()
+    _check(config)
+    sample = draw_sample(
+        config.sources,
+        config.root,
+        splits=config.splits,
+        options=SourceOptions(lang_pair=config.lang_pair),
+        limit=config.limit,
+        seed=config.seed,
+    )
+    settings = _settings(config, sample)
+    left_out: list[str] = []
+    if was_there := is_codebook(config.out_dir):
+        _check_same_settings(config.out_dir, settings)
+    else:
+        _build(config, sample, settings, left_out)
+    return CodebookReport(
+        out_dir=config.out_dir,
+        was_there=was_there,
+        speech=_read_statistics(config.out_dir / Modality.SPEECH),
+        image=_read_statistics(config.out_dir / Modality.IMAGE),
+        num_text_tokens=load_tokenizers(config.out_dir).text.num_tokens,
+        num_left_out=sample.num_broken + len(left_out),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _check(config: BuildCodebookConfig) -> None:
+    """Whatever can be refused at once is refused before anything is read."""
+    patch_features(config.image_resolution)
+    if config.window not in list(WindowMode):
+        raise ConfigError(f"window {config.window!r}: must be one of {', '.join(WindowMode)}")
+    if config.image_tokenizer != PATCH:
+        raise ConfigError(f"image tokenizer {config.image_tokenizer!r}: there is only {PATCH!r}")
+    if config.text_tokenizer.startswith(BPE):
+        _num_bpe_entries(config.text_tokenizer)
+    is_free = not config.out_dir.exists() or (config.out_dir.is_dir() and not any(config.out_dir.iterdir()))
+    if not is_free and not is_codebook(config.out_dir):
+        raise ConfigError(f"{config.out_dir}: exists and is not a codebook; choose another --out")
+
+
+def _settings(config: BuildCodebookConfig, sample: CorpusSample) -> dict[str, Any]:
+    """What the codebook depends on: settings resolved, data by its hash, no corpus paths."""
+    settings = asdict(config)
+    for name in ("root", "out_dir", "device"):
+        del settings[name]
+    settings["encoder"] = absolute_encoder(config.encoder)
+    settings["sources"] = [asdict(part.source) for part in sample.parts]
+    settings["splits"] = [list(part.splits) for part in sample.parts]
+    return {**settings, "sample_sha256": sample.sha256}
+
+
+def _check_same_settings(directory: Path, settings: Mapping[str, Any]) -> None:
+    found = read_card(directory)["settings"]
+    for name in settings:
+        if found.get(name) != settings[name]:
+            raise ConfigError(
+                f"{directory}: holds a codebook of {name} {found.get(name)}, not {settings[name]};"
+                " choose another --out or delete it"
+            )
+
+
+def _build(
+    config: BuildCodebookConfig, sample: CorpusSample, settings: Mapping[str, Any], left_out: list[str]
+) -> None:
+    scratch = config.out_dir.with_name(f".{config.out_dir.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        _make_text_tokenizer(config, sample).save(scratch / Modality.TEXT)
+        if sample.images:
+            _fit_patches(config, sample, left_out).save(scratch / Modality.IMAGE)
+        if sample.has_speech:
+            _fit_speech(config, sample, left_out).save(scratch / Modality.SPEECH)
+        write_card(scratch, settings)
+        os.replace(scratch, config.out_dir)
+        sync_directory(config.out_dir.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_text_tokenizer(config: BuildCodebookConfig, sample: CorpusSample) -> HuggingFaceTextTokenizer:
+    if config.text_tokenizer.startswith(BPE):
+        return train_bpe(sample.texts, _num_bpe_entries(config.text_tokenizer))
+    return load_text_tokenizer(config.text_tokenizer)
+
+
+def _num_bpe_entries(name: str) -> int:
+    number = name.removeprefix(BPE)
+    if not (number.isdecimal() and int(number) >= NUM_BYTES):
+        raise ConfigError(f"text tokenizer {name}: bpe:N needs a number of entries from {NUM_BYTES}")
+    return int(number)
+
+
+def _fit_patches(config: BuildCodebookConfig, sample: CorpusSample, left_out: list[str]) -> Codebook:
+    images = track(sample.images, "image codebook", len(sample.images), "images")
+    pixels = _readable(images, lambda image: load_image(image.image_path), left_out)
+    return fit_codebook(
+        (image_to_patches(image, config.image_resolution) for image in pixels),
+        num_clusters=config.num_image_clusters,
+        seed=config.seed,
+        encoder=PATCH,
+        features=patch_features(config.image_resolution),
+    )
+
+
+def _fit_speech(config: BuildCodebookConfig, sample: CorpusSample, left_out: list[str]) -> Codebook:
+    from dmlm.pipeline.encoders.whisper import open_whisper_encoder
+
+    encoder = open_whisper_encoder(
+        config.encoder, layer=config.layer, window=WindowMode(config.window), device=config.device
+    )
+    waveforms = _draw_waveforms(sample, config.max_audio_seconds, left_out)
+    activations = track(encoder.encode(waveforms), "speech codebook", unit="utterances")
+    return fit_codebook(
+        (item.activations_FD.cpu().numpy() for item in activations),
+        num_clusters=config.num_clusters,
+        seed=config.seed,
+        encoder=absolute_encoder(config.encoder),
+        features=encoder.fingerprint,
+    )
+
+
+def _draw_waveforms(sample: CorpusSample, audio_seconds: float, left_out: list[str]) -> Iterator[Waveform]:
+    for utterances, budget_seconds in sample.speech_budgets(audio_seconds):
+        for waveform in _readable(utterances, _load_speech, left_out):
+            yield waveform
+            budget_seconds -= len(waveform) / SAMPLING_RATE_HZ
+            if budget_seconds <= 0:
+                break
+
+
+def _load_speech(utterance: Utterance) -> Waveform:
+    return load_waveform(utterance.audio_path, utterance.start_seconds, utterance.end_seconds)
+
+
+def _readable(items: Iterable[Item], load: Callable[[Item], Loaded], left_out: list[str]) -> Iterator[Loaded]:
+    """Yields what `load` makes of the items; broken ones are named and left out."""
+    for item in items:
+        try:
+            loaded = load(item)
+        except SampleError as error:
+            left_out.append(item.key)
+            _logger.warning("left out %s: %s", item.key, error)
+        else:
+            yield loaded
+
+
+def _read_statistics(directory: Path) -> FitStatistics | None:
+    return load_codebook(directory).statistics if directory.is_dir() else None
+
+
+def _describe(fit: FitStatistics) -> str:
+    kept = f"{fit.num_kept} of {fit.num_seen} vectors"
+    explained = 1 - fit.inertia / fit.variance if fit.variance else 1.0
+    return (
+        f"{fit.num_used} clusters used (perplexity {fit.perplexity:.0f}), {explained:.0%} of variance, {kept}"
+    )

@@ -1,0 +1,265 @@
+"""The only reader of foreign checkpoints: openai-whisper `.pt` and CTranslate2 `model.bin`.
+
+Both give the audio encoder in openai-whisper's own names, float32, checked for completeness, shapes
+and finite values before anything is computed with it. Nothing in a checkpoint can run code.
+"""
+
+import hashlib
+import math
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dmlm.pipeline.errors import ConfigError, CorruptInputError
+
+State = dict[str, torch.Tensor]
+
+MIN_TORCH = "2.10"
+"""Older releases let a `.pt` file run code even with `weights_only=True` (CVE-2026-24747)."""
+
+_LOAD_ERRORS = (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, EOFError)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WhisperEncoderWeights:
+    """The audio encoder of a Whisper checkpoint."""
+
+    num_heads: int
+    state: State
+    """float32 tensors by the names of openai-whisper's `AudioEncoder`."""
+
+    @property
+    def num_mels(self) -> int:
+        """Mel bands of the input: 80, or 128 from large-v3 on."""
+        return self.state["conv1.weight"].shape[1]
+
+    @property
+    def width(self) -> int:
+        """Width of the activations."""
+        return self.state["conv1.weight"].shape[0]
+
+    @property
+    def num_positions(self) -> int:
+        """Most frames of one window: 1,500."""
+        return self.state["positional_embedding"].shape[0]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of transformer blocks."""
+        return len({name.split(".")[1] for name in self.state if name.startswith("blocks.")})
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of names, shapes and values, so that equal weights in two file formats are equal."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state.items()):
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().numpy().astype("<f4", copy=False).tobytes())
+        return digest.hexdigest()
+
+
+def load_whisper_weights(path: Path) -> WhisperEncoderWeights:
+    """Reads an openai-whisper `.pt` file, a CTranslate2 folder or its `model.bin`.
+
+    Raises:
+        ConfigError: `path` is none of these, or its weights are quantised to integers.
+        CorruptInputError: The file is cut, damaged or not a Whisper model.
+    """
+    model_path = path / "model.bin" if path.is_dir() else path
+    if not model_path.is_file():
+        raise ConfigError(f"{path}: no Whisper checkpoint; expected a .pt file or a folder with model.bin")
+    read = _read_openai if model_path.suffix == ".pt" else _read_ctranslate2
+    num_heads, state = read(model_path)
+    state = {name: tensor.float() for name, tensor in state.items()}
+    weights = WhisperEncoderWeights(num_heads=num_heads, state=state)
+    _check_encoder(weights, model_path)
+    return weights
+
+
+def _check_encoder(weights: WhisperEncoderWeights, path: Path) -> None:
+    from whisper.model import AudioEncoder
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.state.items()}
+    ranks = {"conv1.weight": 3, "positional_embedding": 2}
+    if any(len(shapes.get(name, ())) != rank for name, rank in ranks.items()):
+        raise CorruptInputError(f"{path}: holds no Whisper audio encoder")
+    width, num_heads = weights.width, weights.num_heads
+    if num_heads < 1 or width % (2 * num_heads) or weights.num_mels not in (80, 128):
+        raise CorruptInputError(
+            f"{path}: {num_heads} heads, width {width}, {weights.num_mels} mels: not Whisper"
+        )
+    with torch.device("meta"):
+        encoder = AudioEncoder(weights.num_mels, weights.num_positions, width, num_heads, weights.num_layers)
+    expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
+            wanted, found = expected.get(name, "nothing"), shapes.get(name, "nothing")
+            raise CorruptInputError(f"{path}: {name}: expected {wanted}, found {found}")
+        if not torch.isfinite(weights.state[name]).all():
+            raise CorruptInputError(f"{path}: {name} holds values that are not finite")
+
+
+def _read_openai(path: Path) -> tuple[int, State]:
+    if torch.__version__ < MIN_TORCH:
+        raise ConfigError(
+            f"{path}: reading .pt files safely needs torch >= {MIN_TORCH}, not {torch.__version__}"
+        )
+    if not zipfile.is_zipfile(path):
+        raise CorruptInputError(f"{path}: cut off, or not a torch checkpoint; fetch it again")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except _LOAD_ERRORS as error:
+        raise CorruptInputError(f"{path}: not a readable torch checkpoint: {error}") from error
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    dims, state = parts.get("dims"), parts.get("model_state_dict")
+    if not isinstance(dims, dict) or not isinstance(state, dict):
+        raise CorruptInputError(f"{path}: not an openai-whisper checkpoint (no dims or model_state_dict)")
+    encoder = {
+        str(name).removeprefix("encoder."): tensor
+        for name, tensor in state.items()
+        if str(name).startswith("encoder.") and isinstance(tensor, torch.Tensor)
+    }
+    num_heads = dims.get("n_audio_head")
+    return num_heads if isinstance(num_heads, int) else 0, encoder
+
+
+_CT2_VERSIONS = (5, 6)
+_CT2_BFLOAT16 = 5
+_CT2_DTYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2", _CT2_BFLOAT16: "<u2"}
+
+_CT2_NAMES = {
+    "conv1/weight": "conv1.weight",
+    "conv1/bias": "conv1.bias",
+    "conv2/weight": "conv2.weight",
+    "conv2/bias": "conv2.bias",
+    "position_encodings/encodings": "positional_embedding",
+    "layer_norm/gamma": "ln_post.weight",
+    "layer_norm/beta": "ln_post.bias",
+}
+_CT2_BLOCK_NAMES = {
+    "self_attention/layer_norm/gamma": "attn_ln.weight",
+    "self_attention/layer_norm/beta": "attn_ln.bias",
+    "self_attention/linear_1/weight": "attn.out.weight",
+    "self_attention/linear_1/bias": "attn.out.bias",
+    "ffn/layer_norm/gamma": "mlp_ln.weight",
+    "ffn/layer_norm/beta": "mlp_ln.bias",
+    "ffn/linear_0/weight": "mlp.0.weight",
+    "ffn/linear_0/bias": "mlp.0.bias",
+    "ffn/linear_1/weight": "mlp.2.weight",
+    "ffn/linear_1/bias": "mlp.2.bias",
+}
+
+
+class _Cursor:
+    """Reads little-endian fields; every length is checked against the bytes that are left."""
+
+    def __init__(self, path: Path) -> None:
+        self.data = np.memmap(path, np.uint8, mode="r")
+        self.path, self.position = path, 0
+
+    @property
+    def num_left(self) -> int:
+        return len(self.data) - self.position
+
+    def take(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        if num_bytes > self.num_left:
+            raise CorruptInputError(
+                f"{self.path}: cut off or damaged: {num_bytes} bytes wanted at byte {self.position},"
+                f" {self.num_left} left"
+            )
+        self.position += num_bytes
+        return self.data[self.position - num_bytes : self.position]
+
+    def integer(self, num_bytes: int) -> int:
+        return int.from_bytes(self.take(num_bytes).tobytes(), "little")
+
+    def text(self) -> str:
+        name = self.take(self.integer(2)).tobytes().rstrip(b"\0")
+        try:
+            return name.decode("ascii")
+        except UnicodeDecodeError as error:
+            raise CorruptInputError(f"{self.path}: damaged name before byte {self.position}") from error
+
+    def array(self) -> npt.NDArray[np.generic]:
+        shape = tuple(self.integer(4) for _ in range(self.integer(1)))
+        type_id, num_bytes = self.integer(1), self.integer(4)
+        data, dtype = self.take(num_bytes), _CT2_DTYPES.get(type_id)
+        if dtype is None or len(shape) > 4 or math.prod(shape) * np.dtype(dtype).itemsize != num_bytes:
+            raise CorruptInputError(
+                f"{self.path}: type {type_id} and shape {shape} do not fill {num_bytes} bytes"
+            )
+        array = data.view(dtype).reshape(shape)
+        return (array.astype("<u4") << 16).view("<f4") if type_id == _CT2_BFLOAT16 else array
+
+
+def _read_ctranslate2(path: Path) -> tuple[int, State]:
+    variables = _read_variables(path)
+    heads = variables.pop("num_heads", None)
+    state: State = {}
+    for name, array in variables.items():
+        if array.ndim == 0:
+            continue  # a setting of the runtime, such as the kind of activation
+        if array.dtype.kind != "f":
+            raise ConfigError(
+                f"{path}: holds {array.dtype} weights, which distort the activations;"
+                " convert the model again with --quantization float16"
+            )
+        state |= _openai_tensors(name, torch.from_numpy(array.astype(np.float32)), path)
+    if heads is not None and heads.ndim == 0 and heads.dtype.kind == "i":
+        return int(heads), state
+    # Specs before revision 3 do not say; every Whisper has heads of width 64.
+    return (state["conv1.weight"].shape[0] // 64 if "conv1.weight" in state else 0), state
+
+
+def _read_variables(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    """Arrays of the encoder by name, without the leading `encoder/`; the whole file is checked."""
+    if path.stat().st_size == 0:
+        raise CorruptInputError(f"{path}: is empty")
+    cursor = _Cursor(path)
+    version = cursor.integer(4)
+    if version not in _CT2_VERSIONS or cursor.text() != "WhisperSpec":
+        raise CorruptInputError(f"{path}: not a CTranslate2 Whisper model of binary version 5 or 6")
+    cursor.integer(4)  # revision of the spec
+    arrays: dict[str, npt.NDArray[np.generic]] = {}
+    for _ in range(cursor.integer(4)):
+        name = cursor.text()
+        if name in arrays:
+            raise CorruptInputError(f"{path}: {name} occurs twice")
+        arrays[name] = cursor.array()
+    for _ in range(cursor.integer(4)):
+        alias, name = cursor.text(), cursor.text()
+        if name not in arrays:
+            raise CorruptInputError(f"{path}: {alias} stands for {name}, which is not there")
+        arrays[alias] = arrays[name]
+    if cursor.num_left:
+        raise CorruptInputError(f"{path}: {cursor.num_left} bytes left over")
+    return {name[8:]: array for name, array in arrays.items() if name.startswith("encoder/")}
+
+
+def _openai_tensors(name: str, tensor: torch.Tensor, path: Path) -> State:
+    """Tensors of openai-whisper that one encoder variable of CTranslate2 holds."""
+    if name in _CT2_NAMES:
+        return {_CT2_NAMES[name]: tensor}
+    match = re.fullmatch(r"layer_(\d+)/(.+)", name)
+    if match and match[2] in _CT2_BLOCK_NAMES:
+        return {f"blocks.{match[1]}.{_CT2_BLOCK_NAMES[match[2]]}": tensor}
+    if match and match[2] in ("self_attention/linear_0/weight", "self_attention/linear_0/bias"):
+        return _split_attention(f"blocks.{match[1]}.attn", match[2].rpartition("/")[2], tensor, path)
+    raise CorruptInputError(f"{path}: encoder/{name} is not part of a Whisper encoder")
+
+
+def _split_attention(prefix: str, kind: str, fused: torch.Tensor, path: Path) -> State:
+    """CTranslate2 stacks query, key and value; openai-whisper's key has no bias."""
+    if fused.shape[0] % 3:
+        raise CorruptInputError(f"{path}: {prefix}: {fused.shape[0]} rows are not query, key and value")
+    parts = dict(zip(("query", "key", "value"), fused.chunk(3), strict=True))
+    if kind == "bias" and parts.pop("key").any():
+        raise CorruptInputError(f"{path}: {prefix}: the bias of the key is not zero")
+    return {f"{prefix}.{name}.{kind}": part.contiguous() for name, part in parts.items()}

@@ -1,0 +1,210 @@
+"""A bounded, seeded sample of corpora: utterances, images and texts spread over everything that is there.
+
+source items -> CorpusSample -> codebooks. Held-out splits are never touched unless they are named.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from dmlm.pipeline.errors import ConfigError, SampleError
+from dmlm.pipeline.randomness import generator_for
+from dmlm.pipeline.samples import Broken, ImageCaption, SourceItem, Utterance
+from dmlm.pipeline.sources import Source, SourceOptions, open_source, sources_present
+from dmlm.pipeline.storage import sha256_json
+from dmlm.pipeline.text_rules import apply_text_rule
+from dmlm.pipeline.tokenizers.text import check_unicode
+
+MAX_UTTERANCES = 20_000
+MAX_IMAGES = 1_000
+MAX_TEXTS = 200_000
+"""Texts kept for a BPE; more does not change its merges."""
+
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceShare:
+    """A source and its weight in the sample, relative to the other sources of a modality."""
+
+    name: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSample:
+    """What was drawn from one source, in random order."""
+
+    source: SourceShare
+    splits: tuple[str, ...]
+    utterances: list[Utterance]
+    images: list[ImageCaption]
+    """One caption of each image drawn."""
+    texts: list[str]
+    """After the source's text rule."""
+    num_broken: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusSample:
+    """What was drawn from all sources."""
+
+    parts: tuple[SourceSample, ...]
+
+    @property
+    def num_broken(self) -> int:
+        """Items whose annotation could not be read."""
+        return sum(part.num_broken for part in self.parts)
+
+    @property
+    def images(self) -> list[ImageCaption]:
+        """At most `MAX_IMAGES`, by the shares of the sources."""
+        return _share_out([(part.source, part.images) for part in self.parts], MAX_IMAGES)
+
+    @property
+    def texts(self) -> list[str]:
+        """At most `MAX_TEXTS`, by the shares of the sources."""
+        return _share_out([(part.source, part.texts) for part in self.parts], MAX_TEXTS)
+
+    @property
+    def has_speech(self) -> bool:
+        """Whether any source has utterances."""
+        return any(part.utterances for part in self.parts)
+
+    def speech_budgets(self, audio_seconds: float) -> list[tuple[list[Utterance], float]]:
+        """Utterances of each source that has speech, and its share of `audio_seconds`."""
+        parts = [part for part in self.parts if part.utterances]
+        total = sum(part.source.share for part in parts)
+        return [(part.utterances, audio_seconds * part.source.share / total) for part in parts]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything drawn, without paths: tells whether two samples are of the same data."""
+        return sha256_json(
+            [
+                [part.source.name, [u.key for u in part.utterances], [i.key for i in part.images], part.texts]
+                for part in self.parts
+            ]
+        )
+
+
+class ItemSample(Generic[T]):
+    """Uniform sample of a stream of unknown length (reservoir sampling, algorithm R)."""
+
+    def __init__(self, capacity: int, rng: np.random.Generator) -> None:
+        """Keeps at most `capacity` items."""
+        self._capacity, self._rng = capacity, rng
+        self._kept: list[T] = []
+        self._num_seen = 0
+
+    def add(self, item: T) -> None:
+        """Offers an item."""
+        self._num_seen += 1
+        if len(self._kept) < self._capacity:
+            self._kept.append(item)
+        elif (slot := int(self._rng.integers(self._num_seen))) < self._capacity:
+            self._kept[slot] = item
+
+    def drawn(self) -> list[T]:
+        """The items kept, in random order, so that any first part is a uniform sample too."""
+        return [self._kept[index] for index in self._rng.permutation(len(self._kept))]
+
+
+def draw_sample(
+    sources: Sequence[SourceShare],
+    root: Path,
+    *,
+    splits: Sequence[str] | None,
+    options: SourceOptions,
+    limit: int | None,
+    seed: int,
+) -> CorpusSample:
+    """Draws from every source; none named: from every source under `root`, in equal shares.
+
+    Args:
+        sources: What to draw from.
+        root: Folder that holds the corpora.
+        splits: Splits of every source; None: those whose name starts with `train`, else all.
+        options: Settings that only some corpora need.
+        limit: Read only the first items of each source.
+        seed: Of the drawing.
+
+    Raises:
+        ConfigError: No source, a source or split that is not there, or a share that is not positive.
+    """
+    chosen = sources or [SourceShare(name=name) for name in sources_present(root)]
+    if not chosen:
+        raise ConfigError(
+            f"{root}: no LibriSpeech/, ami/, covost/ or coco/ in there; give --root or --source"
+        )
+    for source in chosen:
+        if not 0 < source.share < float("inf"):
+            raise ConfigError(
+                f"source {source.name}: its share must be a positive number, not {source.share}"
+            )
+    return CorpusSample(
+        parts=tuple(
+            _draw(source, _open_splits(source.name, root, splits, options), limit, seed) for source in chosen
+        )
+    )
+
+
+def _open_splits(name: str, root: Path, splits: Sequence[str] | None, options: SourceOptions) -> Source:
+    source = open_source(name, root, splits, options)
+    if splits:
+        return source
+    if train := [split for split in source.splits if split.startswith("train")]:
+        return open_source(name, root, train, options)
+    _logger.warning("%s: no training split, so the codebook is fitted on %s", name, ", ".join(source.splits))
+    return source
+
+
+def _draw(share: SourceShare, source: Source, limit: int | None, seed: int) -> SourceSample:
+    utterances = ItemSample[Utterance](MAX_UTTERANCES, generator_for(seed, "utterances", source.name))
+    images = ItemSample[ImageCaption](MAX_IMAGES, generator_for(seed, "images", source.name))
+    texts = ItemSample[str](MAX_TEXTS, generator_for(seed, "texts", source.name))
+    num_broken, image_id = 0, None
+    for item in islice(source.iter_items(), limit):
+        if isinstance(item, Utterance):
+            utterances.add(item)
+        elif isinstance(item, ImageCaption) and item.image_id != image_id:
+            image_id = item.image_id  # the captions of an image follow each other
+            images.add(item)
+        try:
+            for text in _texts_of(item, source.text_rule):
+                texts.add(text)
+        except SampleError as error:
+            num_broken += 1
+            _logger.warning("left out %s: %s", item.key, error)
+    return SourceSample(
+        source=share,
+        splits=source.splits,
+        utterances=utterances.drawn(),
+        images=images.drawn(),
+        texts=texts.drawn(),
+        num_broken=num_broken,
+    )
+
+
+def _texts_of(item: SourceItem, rule: str) -> Iterator[str]:
+    if isinstance(item, Broken):
+        raise SampleError(item.reason)
+    if isinstance(item, Utterance | ImageCaption):
+        translation = item.translation if isinstance(item, Utterance) else None
+        for raw in (item.text, translation):
+            if raw and (text := apply_text_rule(rule, raw)):
+                check_unicode(text)
+                yield text
+
+
+def _share_out(parts: Sequence[tuple[SourceShare, list[T]]], capacity: int) -> list[T]:
+    """Up to `capacity` items, each source's by its share among those that have any."""
+    present = [(source.share, items) for source, items in parts if items]
+    total = sum(share for share, _ in present)
+    return [item for share, items in present for item in items[: max(1, round(capacity * share / total))]]

@@ -1,0 +1,123 @@
+"""The tokenizers of a codebook folder: what `build-codebook` wrote and `tokenize` uses.
+
+DIR/codebook.json names the settings of the build and the sha256 of every file in DIR/speech, DIR/image
+and DIR/text. The folder may be copied anywhere.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.errors import ConfigError, CorruptInputError
+from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.storage import sha256_file, write_json
+from dmlm.pipeline.tokenizers import ImageTokenizer, SpeechTokenizer, TextTokenizer
+
+CARD = "codebook.json"
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """The tokenizers of one codebook folder, each loaded when it is first asked for."""
+
+    directory: Path
+    device: str = "auto"
+
+    @cached_property
+    def speech(self) -> SpeechTokenizer | None:
+        """None when the codebook was built without speech.
+
+        Raises:
+            ConfigError: The encoder's weights cannot be found.
+            FingerprintMismatchError: The weights found are not those that the codebook was fitted on.
+        """
+        directory = self.directory / Modality.SPEECH
+        return _load_speech_tokenizer(directory, self.device) if directory.is_dir() else None
+
+    @cached_property
+    def image(self) -> ImageTokenizer | None:
+        """None when the codebook was built without images."""
+        directory = self.directory / Modality.IMAGE
+        return _load_image_tokenizer(directory) if directory.is_dir() else None
+
+    @cached_property
+    def text(self) -> TextTokenizer:
+        """Every codebook has one."""
+        from dmlm.pipeline.tokenizers.text import load_text_tokenizer
+
+        return load_text_tokenizer(self.directory / Modality.TEXT)
+
+
+def is_codebook(directory: Path) -> bool:
+    """Whether `build-codebook` finished there."""
+    return (directory / CARD).is_file()
+
+
+def load_tokenizers(directory: Path, device: str = "auto") -> Tokenizers:
+    """Opens a codebook folder: every file is checked at once, tokenizers are loaded when needed.
+
+    Raises:
+        ConfigError: There is no codebook.
+        CorruptInputError: A file is missing or not what `build-codebook` wrote.
+    """
+    for name, sha256 in read_card(directory)["files"].items():
+        path = directory / name
+        if not path.is_file() or sha256_file(path) != sha256:
+            raise CorruptInputError(f"{path}: missing, or changed since the build; build the codebook again")
+    return Tokenizers(directory, device)
+
+
+def read_card(directory: Path) -> Mapping[str, Any]:
+    """Content of DIR/codebook.json: `settings` of the build and `files`, relative path to sha256.
+
+    Raises:
+        ConfigError: There is no codebook.
+        CorruptInputError: The card is damaged.
+    """
+    if not is_codebook(directory):
+        raise ConfigError(f"{directory}: no codebook; run `dmlm-cli build-codebook --out {directory}`")
+    try:
+        card = json.loads((directory / CARD).read_bytes())
+        names = [PurePosixPath(name) for name in dict(card["files"])]
+        is_whole = isinstance(card["settings"], dict)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptInputError(f"{directory / CARD}: damaged ({error}); build the codebook again") from error
+    if not is_whole or any(name.is_absolute() or ".." in name.parts for name in names):
+        raise CorruptInputError(f"{directory / CARD}: damaged; build the codebook again")
+    return dict(card)
+
+
+def write_card(directory: Path, settings: Mapping[str, Any]) -> None:
+    """Writes DIR/codebook.json, which makes the files of the folder a codebook."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = {path.relative_to(directory).as_posix(): sha256_file(path) for path in paths}
+    write_json(directory / CARD, {"settings": dict(settings), "files": files})
+
+
+def _load_speech_tokenizer(directory: Path, device: str) -> SpeechTokenizer:
+    from dmlm.pipeline.codebook import load_codebook
+    from dmlm.pipeline.encoders.whisper import open_whisper_encoder
+    from dmlm.pipeline.tokenizers.whisper_kmeans import WhisperKMeansTokenizer
+
+    codebook = load_codebook(directory)
+    layer, window = codebook.features.get("layer"), codebook.features.get("window")
+    if window not in list(WindowMode) or not (layer == "last" or isinstance(layer, int)):
+        raise CorruptInputError(f"{directory}: layer {layer} or window {window} is none that Whisper has")
+    encoder = open_whisper_encoder(
+        codebook.encoder,
+        layer=layer if isinstance(layer, int) else None,
+        window=WindowMode(str(window)),
+        device=device,
+    )
+    return WhisperKMeansTokenizer(encoder, codebook)
+
+
+def _load_image_tokenizer(directory: Path) -> ImageTokenizer:
+    from dmlm.pipeline.codebook import load_codebook
+    from dmlm.pipeline.tokenizers.patch import PatchTokenizer
+
+    return PatchTokenizer(load_codebook(directory))

@@ -1,0 +1,122 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from whisper.audio import log_mel_spectrogram, pad_or_trim
+from whisper.model import AudioEncoder
+
+from dmlm.pipeline.codebook import Codebook, fit_codebook
+from dmlm.pipeline.converters import WhisperEncoderWeights
+from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.encoders.whisper import WhisperEncoder, count_frames
+from dmlm.pipeline.errors import FingerprintMismatchError
+from dmlm.pipeline.samples import TokenArray, Waveform
+from dmlm.pipeline.tokenizers.whisper_kmeans import WhisperKMeansTokenizer
+
+
+def fit(encoder: WhisperEncoder, waveforms: list[Waveform], num_clusters: int) -> Codebook:
+    frames = (activations.activations_FD.numpy() for activations in encoder.encode(waveforms))
+    return fit_codebook(
+        frames, num_clusters=num_clusters, seed=0, encoder="whisper:tiny.en", features=encoder.fingerprint
+    )
+
+
+@torch.no_grad()
+def plain_units(
+    weights: WhisperEncoderWeights, codebook: Codebook, waveform: Waveform, mode: WindowMode
+) -> TokenArray:
+    """openai-whisper's own functions, one window at a time, and numpy's argmin over true distances."""
+    units = []
+    for start in range(0, len(waveform), 480_000):
+        window = waveform[start : start + 480_000]
+        num_frames = count_frames(len(window))
+        num_positions = 1500 if mode is WindowMode.PADDED else num_frames
+        encoder = AudioEncoder(80, num_positions, weights.width, weights.num_heads, weights.num_layers)
+        positions = weights.state["positional_embedding"][:num_positions]
+        encoder.load_state_dict({**weights.state, "positional_embedding": positions})
+        mel_MT = log_mel_spectrogram(pad_or_trim(window) if mode is WindowMode.PADDED else window)
+        activations_FD = encoder.eval()(mel_MT[None])[0, :num_frames].double().numpy()
+        centroids_KD = codebook.centroids_KD.astype(np.float64)
+        distances = [np.square(frame_D - centroids_KD).sum(axis=1) for frame_D in activations_FD]
+        units += [int(distance.argmin()) for distance in distances]
+    return np.array(units, np.int32)
+
+
+def share_of_equal_units(
+    weights: WhisperEncoderWeights, waveforms: list[Waveform], mode: WindowMode, num_clusters: int
+) -> float:
+    encoder = WhisperEncoder(weights, window=mode, device="cpu")
+    codebook = fit(encoder, waveforms, num_clusters)
+    found = list(WhisperKMeansTokenizer(encoder, codebook).encode(waveforms))
+    expected = [plain_units(weights, codebook, waveform, mode) for waveform in waveforms]
+    assert [len(units) for units in found] == [len(units) for units in expected]
+    return float(np.mean(np.concatenate(found) == np.concatenate(expected)))
+
+
+@pytest.mark.parametrize("mode", list(WindowMode))
+def test_units_equal_a_plain_loop(
+    tiny_en: WhisperEncoderWeights, speech: list[Waveform], mode: WindowMode
+) -> None:
+    assert share_of_equal_units(tiny_en, speech, mode, num_clusters=100) >= 0.999
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("mode", list(WindowMode))
+def test_units_of_real_speech_equal_a_plain_loop(
+    tiny_en: WhisperEncoderWeights, real_data: Path, mode: WindowMode
+) -> None:
+    paths = sorted((real_data / "LibriSpeech" / "test-other").rglob("*.flac"))[:4]
+    waveforms = [soundfile.read(path, dtype="float32")[0] for path in paths]
+    assert share_of_equal_units(tiny_en, waveforms, mode, num_clusters=200) >= 0.999
+
+
+@pytest.mark.realdata
+def test_real_recording_over_30_seconds_is_not_cropped(
+    tiny_en: WhisperEncoderWeights, real_data: Path
+) -> None:
+    paths = sorted((real_data / "LibriSpeech" / "train-ivr").rglob("*.flac"))
+    (path,) = [path for path in paths if soundfile.info(path).duration > 30]
+    waveform = soundfile.read(path, dtype="float32")[0]
+    assert share_of_equal_units(tiny_en, [waveform], WindowMode.EXACT, num_clusters=100) >= 0.999
+
+
+def test_tokens_are_int32_within_the_codebook(tiny_en: WhisperEncoderWeights, speech: list[Waveform]) -> None:
+    encoder = WhisperEncoder(tiny_en, layer=1, device="cpu")
+    tokenizer = WhisperKMeansTokenizer(encoder, fit(encoder, speech, 20))
+    assert (tokenizer.num_tokens, tokenizer.sampling_rate_hz) == (20, 16_000)
+    for waveform, units in zip(speech, tokenizer.encode(speech), strict=True):
+        assert units.dtype == np.int32
+        assert len(units) == count_frames(len(waveform))
+        assert 0 <= units.min() <= units.max() < 20
+    assert [len(units) for units in tokenizer.encode([speech[0][:100]])] == [0]
+
+
+def test_codebook_of_other_activations_is_refused(
+    tiny_en: WhisperEncoderWeights, speech: list[Waveform]
+) -> None:
+    codebook = fit(WhisperEncoder(tiny_en, layer=1, device="cpu"), speech[:1], 5)
+    changed = {**tiny_en.state, "conv1.bias": tiny_en.state["conv1.bias"] + 1}
+    others = {
+        "layer=2.*layer=1": WhisperEncoder(tiny_en, layer=2, device="cpu"),
+        "window=padded.*window=exact": WhisperEncoder(
+            tiny_en, layer=1, window=WindowMode.PADDED, device="cpu"
+        ),
+        "encoder_sha256": WhisperEncoder(replace(tiny_en, state=changed), layer=1, device="cpu"),
+    }
+    for message, encoder in others.items():
+        with pytest.raises(FingerprintMismatchError, match=message):
+            WhisperKMeansTokenizer(encoder, codebook)
+
+
+def test_fingerprint_names_batches_and_codebook(
+    tiny_en: WhisperEncoderWeights, speech: list[Waveform]
+) -> None:
+    encoder = WhisperEncoder(tiny_en, layer=1, device="cpu", batch_seconds=12)
+    codebook = fit(encoder, speech[:1], 5)
+    fingerprint = WhisperKMeansTokenizer(encoder, codebook).fingerprint
+    assert fingerprint["batch_seconds"] == 12
+    assert fingerprint["codebook_sha256"] == codebook.sha256
+    assert fingerprint.items() >= encoder.fingerprint.items()
