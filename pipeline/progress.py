@@ -1,5 +1,6 @@
 """Progress of long work: a live line with rate and time left on a terminal, plain lines in a pipe."""
 
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -42,7 +43,9 @@ class Progress:
             parts.append(f"{(self.total - self.num_done) / rate:.0f} s left")
         line = ", ".join(parts + ([note] if note else []))
         if self._live:
-            sys.stderr.write(f"\r\033[K{line}{end}")
+            # A line that wraps could not be written over.
+            shown = line if end else line[: shutil.get_terminal_size().columns - 1]
+            sys.stderr.write(f"\r\033[K{shown}{end}")
         else:
             sys.stderr.write(line + "\n")
         sys.stderr.flush()

@@ -1,9 +1,14 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from dmlm.pipeline.samples import Modality, Sample
+from dmlm.pipeline.vocabulary import Vocabulary
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -15,3 +20,87 @@ def real_data() -> Path:
     if not (folder / "LibriSpeech").is_dir():
         pytest.skip(f"no real corpus slices at {folder}; set DMLM_REAL_DATA")
     return folder
+
+
+NUM_UNITS, NUM_CODES = 20, 16
+WriteShards = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def write_shards() -> WriteShards:
+    """Function that publishes a data set: `write_shards(directory, samples, speech_mark="...")`."""
+    from dmlm.pipeline.shards import DatasetCard, DatasetTotals, write_dataset_card, write_shard
+    from dmlm.pipeline.tokenizers.text import train_bpe
+
+    text_tokenizer = train_bpe([], 256)
+    vocabulary = Vocabulary(
+        num_text=text_tokenizer.num_tokens, num_speech=NUM_UNITS, num_image=NUM_CODES, bos_id=0, eos_id=0
+    )
+
+    def write(directory: Path, samples: Sequence[Sample], speech_mark: str = "speech") -> Path:
+        for modality in Modality:
+            (directory / "codebook" / modality).mkdir(parents=True)
+        for modality in ("speech", "image"):
+            (directory / "codebook" / modality / "codebook.json").write_text("{}")
+        text_tokenizer.save(directory / "codebook" / "text")
+        half = len(samples) // 2 + 1
+        parts = {f"toy-{i:06d}": samples[i * half : (i + 1) * half] for i in range(2)}
+        finished = [
+            write_shard(directory, name, part, vocabulary, task_sha256=name, num_in=len(part))
+            for name, part in parts.items()
+        ]
+        records = tuple(shard.record for shard in finished)
+        card = DatasetCard(
+            name="toy",
+            shards=records,
+            totals=DatasetTotals.of(records, [shard.footer for shard in finished]),
+            fingerprints={
+                Modality.SPEECH: {"sha256": speech_mark},
+                Modality.IMAGE: {"sha256": "image"},
+                Modality.TEXT: {"sha256": "text"},
+            },
+            text_rule="toy",
+            vocabulary=vocabulary,
+            versions={},
+            settings={},
+            licence="none",
+        )
+        write_dataset_card(directory, card)
+        return directory
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def token_shards(write_shards: WriteShards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of every task; texts follow from units and codes, so that it can be learnt."""
+    return write_shards(tmp_path_factory.mktemp("shards") / "toy", list(toy_samples()))
+
+
+def toy_samples(num_utterances: int = 40, num_images: int = 8) -> Iterator[Sample]:
+    """Utterances with text and translation, every fifth without; images with two captions each."""
+    rng = np.random.default_rng(0)
+    for i in range(num_utterances):
+        letters = rng.integers(0, NUM_UNITS, int(rng.integers(3, 9))).astype(np.int32)
+        silent = i % 5 == 0
+        yield Sample(
+            key=f"utterance-{i:03d}",
+            source="toy",
+            split="test" if i % 10 == 9 else "train",
+            language="en",
+            translation_language=None if silent else "de",
+            speech_tokens=np.repeat(letters, rng.integers(1, 5, len(letters))),
+            text_tokens=None if silent else letters + np.int32(100),
+            translation_tokens=None if silent else letters[::-1] + np.int32(130),
+        )
+    for i in range(2 * num_images):
+        codes = np.roll(np.arange(NUM_CODES, dtype=np.int32), i // 2)
+        yield Sample(
+            key=f"caption-{i:03d}",
+            source="toy_pictures",
+            split="train",
+            image_id=str(i // 2),
+            language="en",
+            image_tokens=codes,
+            text_tokens=codes[:3] + np.int32(100),
+        )

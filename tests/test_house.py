@@ -14,8 +14,14 @@ SOURCES = [
     REPOSITORY / "cli.py",
     *sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py")),
 ]
-TRAINING_HALF = ("config", "tasks", "stream", "packing", "model", "loss", "optim", "checkpoint", "loop")
-OPEN_TO_TRAINING = ("samples", "errors", "vocabulary", "shards", "storage", "randomness", "progress")
+TRAINING_HALF = (
+    *("config", "tasks", "dataset", "stream", "packing", "model", "loss", "optim", "checkpoint", "settings"),
+    *("loop", "metrics"),
+)
+OPEN_TO_TRAINING = (
+    *("samples", "errors", "vocabulary", "shards", "storage", "randomness", "progress", "suggestions"),
+    "tokenizers",  # the type Fingerprint only
+)
 
 
 def imported_modules(path: Path) -> Iterator[str]:

@@ -54,30 +54,29 @@ def decode_plainly(
 
 
 def decode(model: OPTForCausalLM, prompts: list[TokenArray], **options: object) -> list[list[int]]:
-    arguments = {"allowed": TEXT, "eos_id": EOS, "max_new_tokens": 10, **options}
+    arguments = {"allowed": TEXT, "eos_id": EOS, "max_new_tokens": [10] * len(prompts), **options}
     outputs = dict(decode_greedy(model, prompts, **arguments))
     return [outputs[index].tolist() for index in range(len(prompts))]
 
 
-prompts_of_mixed_lengths = st.lists(
-    st.lists(st.integers(0, 19), min_size=1, max_size=NUM_POSITIONS).map(lambda ids: np.array(ids, np.int32)),
-    max_size=7,
+prompts_of_any_length = st.lists(st.integers(0, 19), min_size=1, max_size=NUM_POSITIONS).map(
+    lambda ids: np.array(ids, np.int32)
 )
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    prompts=prompts_of_mixed_lengths,
+    requests=st.lists(st.tuples(prompts_of_any_length, st.integers(0, 12)), max_size=7),
     batch_size=st.integers(1, 5),
-    max_new_tokens=st.integers(1, 12),
     eos_id=st.sampled_from([EOS, 17]),
 )
 def test_batches_with_cache_equal_one_prompt_without(
-    model: OPTForCausalLM, prompts: list[TokenArray], batch_size: int, max_new_tokens: int, eos_id: int
+    model: OPTForCausalLM, requests: list[tuple[TokenArray, int]], batch_size: int, eos_id: int
 ) -> None:
-    decoded = decode(model, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, eos_id=eos_id)
+    prompts, limits = [prompt for prompt, _ in requests], [limit for _, limit in requests]
+    decoded = decode(model, prompts, batch_size=batch_size, max_new_tokens=limits, eos_id=eos_id)
     allowed = [*range(TEXT.start, TEXT.stop), eos_id]
-    expected = [decode_plainly(model, prompt, allowed, eos_id, max_new_tokens) for prompt in prompts]
+    expected = [decode_plainly(model, prompt, allowed, eos_id, limit) for prompt, limit in requests]
     assert decoded == expected
 
 
@@ -109,11 +108,11 @@ def test_no_prompts_give_no_outputs(model: OPTForCausalLM) -> None:
     assert decode(model, []) == []
 
 
-def test_two_hundred_utterances_take_seconds() -> None:
+def test_a_hundred_utterances_take_seconds() -> None:
     model = build_model(num_tokens=1024, num_positions=256, width=192)
     generator = np.random.default_rng(0)
-    prompts = [generator.integers(0, 1024, generator.integers(60, 140)).astype(np.int32) for _ in range(200)]
+    prompts = [generator.integers(0, 1024, generator.integers(60, 140)).astype(np.int32) for _ in range(100)]
     start = time.monotonic()
-    outputs = decode(model, prompts, allowed=TokenRange(0, 400), max_new_tokens=60, eos_id=1023)
-    assert time.monotonic() - start < 30  # 2 s on two free cores
+    outputs = decode(model, prompts, allowed=TokenRange(0, 400), max_new_tokens=[60] * 100, eos_id=1023)
+    assert time.monotonic() - start < 30  # 1 s on two free cores
     assert max(map(len, outputs)) == 60

@@ -1,0 +1,164 @@
+"""The folder that `tokenize` writes into: whose it is, what is finished in it, and how it is published."""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import dmlm
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, ShardCorruptError
+from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.shard_tasks import Recipe
+from dmlm.pipeline.shards import (
+    CODEBOOK_NAME,
+    DatasetCard,
+    DatasetTotals,
+    FinishedShard,
+    load_dataset_card,
+    write_dataset_card,
+)
+from dmlm.pipeline.shards.card import CARD_NAME, LEDGER_NAME, encode_ledger
+from dmlm.pipeline.storage import sha256_file, write_bytes, write_json
+from dmlm.pipeline.tokenizers.registry import CARD, read_card
+from dmlm.pipeline.vocabulary import Vocabulary
+
+RUN_NAME: Final = "run.json"
+"""Recipe and whereabouts of the last run; not part of the data set."""
+
+_SHARD_FILE = re.compile(r".+-\d{6}\.(tar|parquet)")
+_PACKAGES = ("torch", "numpy", "transformers", "openai-whisper", "pyarrow")
+
+
+def claim_folder(directory: Path, recipe: Recipe, whereabouts: Mapping[str, str]) -> None:
+    """Makes `directory` this recipe's, or finds that it is already.
+
+    Raises:
+        ConfigError: The folder holds something else.
+        FingerprintMismatchError: It holds a data set of another recipe; the message says what differs.
+    """
+    claimed = _read_recipe(directory)
+    if claimed is None:
+        _check_empty(directory)
+    elif differences := list(_differences(claimed, recipe)):
+        raise FingerprintMismatchError(
+            f"{directory} holds a data set of other settings: {'; '.join(differences[:4])}; "
+            "choose another --out or delete the folder"
+        )
+    for left_over in [*directory.glob("*.tmp"), *directory.glob(f"{CODEBOOK_NAME}/**/*.tmp")]:
+        left_over.unlink()
+    write_json(directory / RUN_NAME, {"recipe": recipe, **whereabouts})
+
+
+def _read_recipe(directory: Path) -> Recipe | None:
+    path = directory / RUN_NAME
+    try:
+        return dict(json.loads(path.read_bytes())["recipe"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardCorruptError(f"{path}: damaged ({error}); delete the folder {directory}") from error
+
+
+def _check_empty(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is a file; --out must be a folder")
+    if directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir()):
+        raise ConfigError(
+            f"{directory} is not empty and has no {RUN_NAME} of `tokenize`; choose another --out"
+        )
+
+
+def _differences(there: object, here: object, where: str = "") -> Iterator[str]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in sorted(there.keys() | here.keys()):
+            yield from _differences(there.get(name), here.get(name), f"{where}.{name}".lstrip("."))
+    elif there != here:
+        yield f"{where} is {there} there, {here} now"
+
+
+def load_published(directory: Path, task_sha256s: Sequence[str]) -> DatasetCard | None:
+    """Card of the finished data set in `directory`, None when it is not finished.
+
+    Raises:
+        FingerprintMismatchError: It was made from other items than these tasks.
+    """
+    try:
+        card = load_dataset_card(directory)
+    except ShardCorruptError:
+        return None
+    if [shard.task_sha256 for shard in card.shards] != task_sha256s:
+        raise FingerprintMismatchError(
+            f"{directory} holds a finished data set, but the corpus has changed since; choose another --out, "
+            f"or delete {CARD_NAME} to do the changed shards again"
+        )
+    return card
+
+
+def files_are_whole(directory: Path, card: DatasetCard) -> bool:
+    """Whether ledger and codebook are as the card says, and the indexes too."""
+    files = {**card.files, **{f"{shard.name}.parquet": shard.index_sha256 for shard in card.shards}}
+    return all(
+        (directory / name).is_file() and sha256_file(directory / name) == sha256
+        for name, sha256 in files.items()
+    )
+
+
+def withdraw(directory: Path) -> None:
+    """From now on the folder is no data set, until it is published again."""
+    (directory / CARD_NAME).unlink(missing_ok=True)
+
+
+def publish(
+    directory: Path,
+    name: str,
+    shards: Sequence[FinishedShard],
+    recipe: Recipe,
+    vocabulary: Vocabulary,
+    licence: str,
+) -> DatasetCard:
+    """Writes the ledger and, last of all, the card; removes shards that belong to no task."""
+    records, footers = tuple(shard.record for shard in shards), [shard.footer for shard in shards]
+    _remove_strays(directory, name, {record.name for record in records})
+    write_bytes(directory / LEDGER_NAME, encode_ledger(footers))
+    files = [directory / LEDGER_NAME, *sorted((directory / CODEBOOK_NAME).rglob("*"))]
+    card = DatasetCard(
+        name=name,
+        shards=records,
+        totals=DatasetTotals.of(records, footers),
+        fingerprints={Modality(modality): mark for modality, mark in recipe["fingerprints"].items()},
+        text_rule=recipe["text_rule"],
+        vocabulary=vocabulary,
+        versions=_versions(),
+        settings=recipe["settings"],
+        licence=licence,
+        files={path.relative_to(directory).as_posix(): sha256_file(path) for path in files if path.is_file()},
+    )
+    write_dataset_card(directory, card)
+    return card
+
+
+def _remove_strays(directory: Path, name: str, kept: set[str]) -> None:
+    """Left by an unfinished run of a corpus that has lost items since."""
+    for path in directory.glob(f"{name}-*"):
+        if _SHARD_FILE.fullmatch(path.name) and path.stem not in kept:
+            path.unlink()
+
+
+def copy_codebook(source: Path, directory: Path, modalities: Collection[Modality]) -> None:
+    """Copies the parts of a codebook folder that a data set uses; the copy is a codebook folder too."""
+    card = read_card(source)
+    used = {name: sha256 for name, sha256 in card["files"].items() if Path(name).parts[0] in modalities}
+    for name in used:
+        write_bytes(directory / name, (source / name).read_bytes())
+    write_json(directory / CARD, {**card, "files": used})
+
+
+def _versions() -> dict[str, str]:
+    installed = {"dmlm": dmlm.__version__}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed

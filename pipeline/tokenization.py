@@ -1,0 +1,234 @@
+"""`tokenize`: plan -> independent shard tasks -> publish.
+
+Run again after a kill it keeps what is finished and ends with the same bytes as an undisturbed run.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.item_encoding import ItemEncoder, require
+from dmlm.pipeline.manifests import load_manifest
+from dmlm.pipeline.output_folder import (
+    claim_folder,
+    copy_codebook,
+    files_are_whole,
+    load_published,
+    publish,
+    withdraw,
+)
+from dmlm.pipeline.progress import Progress
+from dmlm.pipeline.quarantine import BadSampleBudget, LedgerEntry
+from dmlm.pipeline.samples import Modality, Sample, SourceItem, Utterance
+from dmlm.pipeline.shard_tasks import Recipe, ShardTask, plan_shards, task_sha256
+from dmlm.pipeline.shards import (
+    CODEBOOK_NAME,
+    DatasetTotals,
+    FinishedShard,
+    TokenCounts,
+    finished_shard,
+    write_shard,
+)
+from dmlm.pipeline.shards.format import FORMAT_VERSION
+from dmlm.pipeline.sources import Source, SourceOptions, open_source
+from dmlm.pipeline.storage import write_json
+from dmlm.pipeline.tokenizers.registry import load_tokenizers
+from dmlm.pipeline.vocabulary import Vocabulary
+
+REPORT_NAME: Final = "report.json"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """What to tokenize, with what, into which folder."""
+
+    source: str
+    root: Path
+    """Folder that holds the corpus folder, or the corpus folder itself."""
+    codebook_dir: Path
+    out_dir: Path
+    splits: tuple[str, ...] | None = None
+    """None: all."""
+    lang_pair: str | None = None
+    """None: the only one present."""
+    limit: int | None = None
+    """Items of the source to take; None: all."""
+    samples_per_shard: int = 1000
+    """A kill costs at most the work of one shard; training wants many more shards than readers."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "samples_per_shard"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeReport:
+    """What became of the corpus: in = out + skipped + quarantined."""
+
+    num_in: int
+    num_out: int
+    num_skipped: int
+    num_quarantined: int
+    audio_seconds: float
+    num_tokens: TokenCounts
+    seconds: float
+    """Of this run; shards kept from an earlier one cost nothing."""
+
+    def table(self) -> str:
+        """A few lines for people."""
+        parts = [self.num_tokens.describe(), f"{self.seconds:.1f} s"]
+        if self.audio_seconds:
+            rate = self.audio_seconds / self.seconds
+            parts.append(f"{self.audio_seconds:.0f} s of audio at {rate:.0f} times real time")
+        return (
+            f"in {self.num_in} = out {self.num_out} + skipped {self.num_skipped} + "
+            f"quarantined {self.num_quarantined}\n{', '.join(parts)}"
+        )
+
+
+def tokenize(config: TokenizeConfig) -> TokenizeReport:
+    """Turns a corpus into a data set of token shards.
+
+    Raises:
+        ConfigError: The corpus, the codebook or a part of it is not there, or `out_dir` holds something else.
+        FingerprintMismatchError: `out_dir` holds a data set of other settings; it is left as it is.
+        BadSampleBudgetError: Too many broken samples; finished shards stay for the next run.
+        OSError: The disk is full or fails; nothing partial is published.
+    """
+    start = time.monotonic()
+    plan = _plan(config)
+    claim_folder(config.out_dir, plan.recipe, _whereabouts(config))
+    card = load_published(config.out_dir, list(plan.tasks))
+    finished = {
+        sha256: shard
+        for sha256, task in plan.tasks.items()
+        if (shard := finished_shard(config.out_dir, task.name, sha256))
+    }
+    if card and len(finished) == len(plan.tasks) and files_are_whole(config.out_dir, card):
+        _logger.warning("%s is complete already: nothing to do", config.out_dir)
+        return _report(card.totals, time.monotonic() - start)
+    withdraw(config.out_dir)
+    copy_codebook(config.codebook_dir, config.out_dir / CODEBOOK_NAME, plan.modalities)
+    shards = list(_finish_shards(config, plan, finished))
+    licence = load_manifest(config.source).licence
+    card = publish(config.out_dir, config.source, shards, plan.recipe, plan.vocabulary, licence)
+    report = _report(card.totals, time.monotonic() - start)
+    write_json(config.out_dir / REPORT_NAME, asdict(report))
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """All that a run does: which tasks, with which tokenizers."""
+
+    encoder: ItemEncoder
+    recipe: Recipe
+    vocabulary: Vocabulary
+    tasks: Mapping[str, ShardTask]
+    """By the sha256 of what the shard is made from, in order."""
+
+    @property
+    def modalities(self) -> set[Modality]:
+        return {Modality(name) for name in self.recipe["fingerprints"]}
+
+
+def _plan(config: TokenizeConfig) -> _Plan:
+    tokenizers = load_tokenizers(config.codebook_dir, config.device)
+    options = SourceOptions(lang_pair=config.lang_pair)
+    source = open_source(config.source, config.root, config.splits, options)
+    items = list(islice(source.iter_items(), config.limit))
+    tasks = plan_shards(config.source, items, config.samples_per_shard)
+    has_speech = any(task.utterances for task in tasks)
+    has_images = any(task.image_paths for task in tasks)
+    if not has_speech and not has_images:
+        raise ConfigError(
+            f"{config.source}: nothing to tokenize in {config.root}, {len(items)} items left out"
+        )
+    encoder = ItemEncoder(
+        speech=require(tokenizers.speech, Modality.SPEECH) if has_speech else None,
+        image=require(tokenizers.image, Modality.IMAGE) if has_images else None,
+        text=tokenizers.text,
+        text_rule=source.text_rule,
+    )
+    recipe = {
+        "format_version": FORMAT_VERSION,
+        "settings": _settings(config, source, items),
+        "text_rule": source.text_rule,
+        "fingerprints": encoder.fingerprints,
+    }
+    return _Plan(
+        encoder=encoder,
+        recipe=recipe,
+        vocabulary=encoder.vocabulary,
+        tasks={task_sha256(task, recipe): task for task in tasks},
+    )
+
+
+def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem]) -> dict[str, Any]:
+    """Settings as resolved: what was left open is filled in."""
+    pairs = {
+        f"{item.language}_{item.translation_language}"
+        for item in items
+        if isinstance(item, Utterance) and item.translation
+    }
+    return {
+        "source": config.source,
+        "splits": list(source.splits),
+        "lang_pair": pairs.pop() if len(pairs) == 1 else None,
+        "limit": config.limit,
+        "samples_per_shard": config.samples_per_shard,
+    }
+
+
+def _whereabouts(config: TokenizeConfig) -> dict[str, str]:
+    return {"root": str(config.root), "codebook": str(config.codebook_dir), "device": config.device}
+
+
+def _finish_shards(
+    config: TokenizeConfig, plan: _Plan, finished: Mapping[str, FinishedShard]
+) -> Iterator[FinishedShard]:
+    """Yields every shard of the plan, in order; writes those that are not finished yet."""
+    tasks = plan.tasks
+    budget = BadSampleBudget(sum(len(task.items) for task in tasks.values()))
+    num_files = sum(task.num_files for task in tasks.values())
+    progress = Progress(f"tokenize {config.source}", num_files, "files")
+    for sha256, task in tasks.items():
+        if sha256 in finished:
+            budget.keep(finished[sha256].footer.ledger)
+            progress.advance(task.num_files)
+            yield finished[sha256]
+        else:
+            results = plan.encoder.encode(task, progress.advance)
+            budget.spend(results)
+            yield write_shard(
+                config.out_dir,
+                task.name,
+                [result for result in results if isinstance(result, Sample)],
+                plan.vocabulary,
+                task_sha256=sha256,
+                num_in=len(task.items),
+                ledger=tuple(result for result in results if isinstance(result, LedgerEntry)),
+            )
+    progress.close()
+    budget.summarise()
+
+
+def _report(totals: DatasetTotals, seconds: float) -> TokenizeReport:
+    return TokenizeReport(
+        num_in=totals.num_in,
+        num_out=totals.num_out,
+        num_skipped=totals.num_skipped,
+        num_quarantined=totals.num_quarantined,
+        audio_seconds=totals.audio_seconds,
+        num_tokens=totals.num_tokens,
+        seconds=seconds,
+    )

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+
+from dmlm.pipeline.errors import ConfigError
+from dmlm.trainer.config import Recipe, load_recipe, recipe_from_json
+
+MINIMAL = {"name": "x", "num_steps": 3, "mix": [{"task": "asr", "weight": 1}]}
+
+
+@pytest.mark.parametrize("name", ["demo", "paper"])
+def test_packaged_recipes_are_read_and_survive_json(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe_from_json(recipe.to_json()) == recipe
+
+
+def test_the_loss_of_the_paper_is_the_default_and_in_its_recipe() -> None:
+    for recipe in (recipe_from_json(MINIMAL), load_recipe("paper"), load_recipe("demo")):
+        assert (recipe.loss.text, recipe.loss.speech, recipe.loss.image) == (0.93, 0.25, 0.25)
+        assert recipe.loss.normalise == "batch"
+
+
+def test_asr_has_at_least_sixty_percent_of_the_demo() -> None:
+    mix = load_recipe("demo").mix
+    assert sum(entry.weight for entry in mix if entry.task == "asr") >= 0.6 * sum(e.weight for e in mix)
+
+
+def test_a_file_is_read_and_named_after_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("num_steps: 7\nmix: [{task: t2s, weight: 2}]\noptimizer: {betas: [0.5, 0.9]}\n")
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.num_steps, recipe.optimizer.betas) == ("mine", 7, (0.5, 0.9))
+    assert recipe.mix[0].weight == 2.0
+
+
+def test_overrides_replace_values_by_dotted_key() -> None:
+    recipe = load_recipe("demo", {"num_steps": 5, "optimizer.learning_rate": 0.5, "model.init": "somewhere"})
+    assert (recipe.num_steps, recipe.optimizer.learning_rate, recipe.model.init) == (5, 0.5, "somewhere")
+    assert recipe.optimizer.weight_decay == load_recipe("demo").optimizer.weight_decay
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_step": 3}, "unknown key 'num_step'; did you mean 'num_steps'"),
+        ({"model": {"widht": 3}}, "model: unknown key 'widht'; did you mean 'width'"),
+        ({"mix": [{"task": "ars", "weight": 1}]}, r"mix\[0\]: task must be one of .* did you mean 'asr'"),
+        ({"mix": [{"task": "asr"}]}, r"mix\[0\]: weight is missing"),
+        ({"mix": [{"task": "asr", "weight": 0}]}, "weight must be above 0"),
+        ({"mix": []}, "at least one entry"),
+        ({"mix": [{"task": "asr", "weight": 1}, {"task": "asr", "weight": 2}]}, "twice"),
+        ({"mix": "asr"}, "mix must be a list"),
+        ({"num_steps": "many"}, "num_steps must be int, not 'many'"),
+        ({"num_steps": True}, "num_steps must be int, not True"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"optimizer": {"learning_rate": "1e-3"}}, "YAML wants 1.0e-3"),
+        ({"optimizer": {"betas": [0.9]}}, "betas must be two numbers"),
+        ({"loss": {"normalise": "batches"}}, "did you mean 'batch'"),
+        ({"loss": {"text": -0.1}}, "must not be negative"),
+        ({"loss": None}, "must hold keys and values"),
+        ({"model": {"num_heads": 0}}, "at least 1"),
+        ({"model": {"dropout": 1.0}}, "dropout"),
+        ({"model": {"num_heads": 5}}, "multiple of model.num_heads"),
+        ({"sequence": {"max_length": 9000}}, r"max_length must be in \[8, batch.max_tokens\]"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe_from_json({**MINIMAL, **change})
+
+
+def test_an_unknown_recipe_names_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'dmeo'.*demo, paper"):
+        load_recipe("dmeo")
+    with pytest.raises(ConfigError, match=r"no recipe '/nowhere/x.yaml'"):
+        load_recipe("/nowhere/x.yaml")
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "just words", ""])
+def test_a_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_recipe(path)
+
+
+def test_recipes_cannot_be_changed() -> None:
+    recipe: Recipe = load_recipe("demo")
+    with pytest.raises(AttributeError):
+        recipe.num_steps = 1  # type: ignore[misc]

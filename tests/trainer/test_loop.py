@@ -1,0 +1,235 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, NotFiniteError
+from dmlm.trainer import loop
+from dmlm.trainer.checkpoint import load_checkpoint
+from dmlm.trainer.config import Recipe, TrainConfig, recipe_from_json
+from dmlm.trainer.loop import train
+
+RECIPE = recipe_from_json(
+    {
+        "name": "tiny",
+        "num_steps": 12,
+        "mix": [
+            {"task": "asr", "weight": 3},
+            {"task": "t2s", "weight": 1},
+            {"task": "i2t", "weight": 1},
+            {"task": "text", "weight": 1},
+        ],
+        "model": {"num_layers": 1, "width": 32, "num_heads": 2, "dropout": 0.1},
+        "sequence": {"max_length": 64, "collapse_runs": True, "unit_noise": 0.1},
+        "batch": {"max_tokens": 128, "num_micro_batches": 2, "num_open_rows": 3},
+        "optimizer": {"learning_rate": 5.0e-3, "num_warmup_steps": 3},
+        "save_every_steps": 5,
+        "log_every_steps": 1,
+    }
+)
+
+
+@pytest.fixture
+def config(token_shards: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(shards=(token_shards,), recipe=RECIPE, out_dir=tmp_path / "run")
+
+
+def losses(run_dir: Path) -> dict[int, tuple[float, float]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: (line["loss"], line["gradient_norm"]) for line in lines}
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run_dir / "checkpoint-000012").model.state_dict()
+
+
+class StopAfter:
+    """Ends a run as a power cut would: in the middle of a step."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_left = num_steps
+
+    def __call__(self, *arguments: object) -> float:
+        if self.num_left == 0:
+            raise SystemError("power cut")
+        self.num_left -= 1
+        return learning_rate(*arguments)  # type: ignore[arg-type]
+
+
+learning_rate = loop.learning_rate
+
+
+@pytest.mark.parametrize("cuts", [(7,), (3, 1, 6), (10,)])
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_bit(
+    config: TrainConfig, cuts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = replace(config, out_dir=tmp_path / "whole")
+    train(whole)
+    for cut in cuts:
+        monkeypatch.setattr(loop, "learning_rate", StopAfter(cut))
+        with pytest.raises(SystemError):
+            train(replace(config, resume=True))
+    monkeypatch.setattr(loop, "learning_rate", learning_rate)
+    report = train(replace(config, resume=True))
+    assert report.checkpoint.name == "checkpoint-000012"
+    assert losses(config.out_dir) == losses(whole.out_dir)
+    assert losses(config.out_dir).keys() == set(range(1, 13))
+    expected = weights(whole.out_dir)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(config.out_dir).items())
+
+
+def test_a_model_learns_and_the_report_says_so(config: TrainConfig) -> None:
+    recipe = replace(RECIPE, num_steps=80, save_every_steps=80, log_every_steps=10)
+    report = train(replace(config, recipe=recipe))
+    assert report.last is not None
+    assert report.total is not None
+    first = min(losses(config.out_dir).items())[1][0]
+    assert report.last.loss < 0.6 * first
+    assert set(report.total.loss_by_modality) == {"text", "speech", "image"}
+    assert report.total.share_by_task["asr"] == pytest.approx(0.5, abs=0.02)
+    assert sum(report.total.share_by_modality.values()) == pytest.approx(1)
+    for expected in ("trained 80 steps", "tokens/s", "asr 50%", "checkpoint-000080"):
+        assert expected in report.table()
+
+
+def test_the_plan_is_shown_before_the_first_step(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = replace(RECIPE, num_steps=1, sequence=replace(RECIPE.sequence, max_length=23))
+    train(replace(config, recipe=short))
+    plan = capsys.readouterr().err
+    assert "60.0%" in plan
+    assert "asr" in plan
+    assert "i2t: 16 samples refused, over 23 tokens: caption-000 (25), " in plan
+    assert plan.index("tokens with loss") < plan.index("train: ")
+
+
+def test_the_resolved_config_is_written_beside_the_checkpoints(config: TrainConfig) -> None:
+    train(replace(config, recipe=replace(RECIPE, num_steps=1), seed=4))
+    content = json.loads((config.out_dir / "config.json").read_text())
+    assert content["seed"] == 4
+    assert content["recipe"]["optimizer"]["betas"] == [0.9, 0.98]
+    assert str(config.shards[0]) not in json.dumps(content)
+
+
+def test_a_run_is_not_overwritten_without_resume(config: TrainConfig) -> None:
+    train(replace(config, recipe=replace(RECIPE, num_steps=1)))
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config)
+
+
+def test_a_complete_run_resumes_to_nothing(config: TrainConfig) -> None:
+    short = replace(config, recipe=replace(RECIPE, num_steps=1))
+    train(short)
+    report = train(replace(short, resume=True))
+    assert report.last is None
+    assert "done before" in report.table()
+
+
+def test_resume_without_a_checkpoint_begins(config: TrainConfig) -> None:
+    assert train(replace(config, recipe=replace(RECIPE, num_steps=1), resume=True)).total is not None
+
+
+def test_resume_refuses_another_recipe_and_changed_shards(
+    config: TrainConfig, write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    train(replace(config, recipe=replace(RECIPE, num_steps=1)))
+    with pytest.raises(FingerprintMismatchError, match=r"recipe\.num_steps is 1 there and 12 now"):
+        train(replace(config, resume=True))
+    shards = write_shards(tmp_path / "changed", [], speech_mark="another")
+    with pytest.raises((FingerprintMismatchError, ConfigError)):
+        train(replace(config, shards=(shards,), recipe=replace(RECIPE, num_steps=1), resume=True))
+
+
+def test_a_run_can_begin_from_a_checkpoint(config: TrainConfig, tmp_path: Path) -> None:
+    first = train(replace(config, recipe=replace(RECIPE, num_steps=5)))
+    still = replace(RECIPE, num_steps=1, optimizer=replace(RECIPE.optimizer, learning_rate=1e-12))
+    second = train(
+        replace(config, recipe=still, init=str(first.checkpoint), out_dir=tmp_path / "second", seed=9)
+    )
+    assert str(tmp_path) not in (second.checkpoint / "dmlm.json").read_text()
+    before, after = (load_checkpoint(report.checkpoint).model.state_dict() for report in (first, second))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-8)
+
+
+def break_weights(recipe: Recipe, config: TrainConfig, tmp_path: Path) -> Path:
+    """A checkpoint whose embedding of one unit is infinite."""
+    report = train(replace(config, recipe=recipe, out_dir=tmp_path / "first"))
+    checkpoint = load_checkpoint(report.checkpoint)
+    unit = checkpoint.vocabulary.speech.start + 7
+    checkpoint.model.get_input_embeddings().weight.data[unit] = math.inf
+    checkpoint.model.save_pretrained(report.checkpoint)
+    return report.checkpoint
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name_and_saves_nothing(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    broken = break_weights(replace(RECIPE, num_steps=1), config, tmp_path)
+    with pytest.raises(NotFiniteError, match=r"step 1: the loss is not finite: .*utterance-\d{3}"):
+        train(replace(config, init=str(broken)))
+    assert not list(config.out_dir.glob("checkpoint-*"))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[float] = []
+    monkeypatch.setattr(loop, "clip_gradient", lambda *_: math.nan)
+    monkeypatch.setattr(loop, "update", lambda _, rate: updates.append(rate))
+    with pytest.raises(NotFiniteError, match="step 1: the gradient is not finite"):
+        train(config)
+    assert not updates
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_later(
+    config: TrainConfig, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(number)
+
+    def interrupt(step: int, *arguments: object) -> float:
+        if step == 6:
+            os.kill(os.getpid(), number)
+        return learning_rate(step, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "learning_rate", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="checkpoint-000007"):
+        train(config)
+    assert signal.getsignal(number) is handler
+    monkeypatch.setattr(loop, "learning_rate", learning_rate)
+    train(replace(config, resume=True))
+    assert losses(config.out_dir).keys() == set(range(1, 13))
+
+
+def test_training_runs_without_the_packages_of_the_other_half(config: TrainConfig) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(sys.argv[1].split(',')))\n"
+        "from pathlib import Path; from dmlm.trainer.config import TrainConfig, load_recipe\n"
+        "from dmlm.trainer.loop import train\n"
+        "recipe = load_recipe('demo', {'num_steps': 1, 'batch.max_tokens': 1024, 'model.width': 8})\n"
+        "shards, out_dir = map(Path, sys.argv[2:])\n"
+        "train(TrainConfig(shards=(shards,), recipe=recipe, out_dir=out_dir, device='cpu'))"
+    )
+    absent = "webdataset,datasets,faiss,whisper,soundfile,soxr,PIL,jiwer,click,hibari,sklearn,scipy"
+    arguments = [absent, str(config.shards[0]), str(config.out_dir)]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (config.out_dir / "checkpoint-000001" / "DONE").is_file()
+
+
+def test_training_leaves_the_callers_random_numbers_alone(config: TrainConfig) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    train(replace(config, recipe=replace(RECIPE, num_steps=1)))
+    assert torch.equal(torch.rand(3), expected)

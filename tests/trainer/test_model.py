@@ -1,0 +1,223 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
+
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.pipeline.tokenizers.text import train_bpe
+from dmlm.pipeline.vocabulary import Vocabulary
+from dmlm.trainer.config import LossConfig, ModelConfig
+from dmlm.trainer.loss import count_loss_tokens, token_losses, token_weights, weighted_loss
+from dmlm.trainer.model import build_model, packed_logits, use_packed_attention
+from dmlm.trainer.packing import PackedBatch, pack_sequences
+from dmlm.trainer.tasks import TaskSequence
+
+VOCABULARY = Vocabulary(num_text=258, num_speech=20, num_image=16, bos_id=0, eos_id=0)
+TINY = ModelConfig(num_layers=2, width=32, num_heads=2, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("text")
+    train_bpe([], 256).save(directory)
+    return directory
+
+
+@pytest.fixture
+def model(text_dir: Path) -> PreTrainedModel:
+    return build_model(TINY, VOCABULARY, text_dir=text_dir, max_length=64, seed=0)
+
+
+def random_sequences(num_sequences: int = 6, seed: int = 0) -> list[TaskSequence]:
+    rng = np.random.default_rng(seed)
+    sequences = []
+    for length in rng.integers(3, 40, num_sequences):
+        tokens = rng.integers(0, VOCABULARY.num_used, length).astype(np.int32)
+        codes = np.array([-1, *rng.integers(-1, 3, length - 1)], np.int8)
+        sequences.append(TaskSequence(tokens_T=tokens, modality_T=codes, num_prompt=1))
+    return sequences
+
+
+def loss_of(model: PreTrainedModel, batches: list[PackedBatch]) -> torch.Tensor:
+    counts = count_loss_tokens(batches)
+    return sum(
+        weighted_loss(
+            token_losses(packed_logits(model, batch), batch.targets_N),
+            token_weights(batch, counts, LossConfig()),
+        )
+        for batch in batches
+    )
+
+
+def gradients(model: PreTrainedModel, batches: list[PackedBatch]) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = loss_of(model, batches)
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_packed_equals_one_sample_at_a_time(
+    model: PreTrainedModel, dtype: torch.dtype, tolerance: float
+) -> None:
+    model = model.to(dtype)
+    use_packed_attention(model)
+    sequences = random_sequences()
+    packed_loss, packed_gradients = gradients(model, [pack_sequences(sequences)])
+    single_loss, single_gradients = gradients(model, [pack_sequences([sequence]) for sequence in sequences])
+    assert packed_loss == pytest.approx(single_loss, rel=tolerance)
+    for name, gradient in packed_gradients.items():
+        torch.testing.assert_close(gradient, single_gradients[name], rtol=tolerance, atol=tolerance)
+
+
+def llama() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY.size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_packed_logits_equal_those_of_stock_transformers(kind: str, model: PreTrainedModel) -> None:
+    model = model if kind == "opt" else llama()
+    sequences = random_sequences()
+    with torch.no_grad():
+        stock = []
+        for sequence in sequences:
+            logits_TV = model(input_ids=torch.tensor(sequence.tokens_T[None].astype(np.int64))).logits[0]
+            stock.append(logits_TV[np.flatnonzero(sequence.modality_T >= 0) - 1])
+        use_packed_attention(model)
+        packed = packed_logits(model, pack_sequences(sequences))
+    torch.testing.assert_close(packed, torch.cat(stock), rtol=1e-4, atol=1e-5)
+
+
+def test_a_changed_sample_leaves_the_logits_of_the_others_alone(model: PreTrainedModel) -> None:
+    use_packed_attention(model)
+    sequences = random_sequences()
+    changed = list(sequences)
+    tokens = (sequences[2].tokens_T + 7) % VOCABULARY.num_used
+    changed[2] = TaskSequence(tokens_T=tokens, modality_T=sequences[2].modality_T, num_prompt=1)
+    batch = pack_sequences(sequences)
+    with torch.no_grad():
+        before, after = packed_logits(model, batch), packed_logits(model, pack_sequences(changed))
+    others = batch.sequence_N != 2
+    assert torch.equal(before[others], after[others])
+    assert not torch.equal(before[~others], after[~others])
+
+
+def test_a_later_token_does_not_change_an_earlier_logit(model: PreTrainedModel) -> None:
+    use_packed_attention(model)
+    (sequence,) = random_sequences(1)
+    cut = len(sequence.tokens_T) // 2
+    tokens = sequence.tokens_T.copy()
+    tokens[cut:] = (tokens[cut:] + 7) % VOCABULARY.num_used
+    changed = TaskSequence(tokens_T=tokens, modality_T=sequence.modality_T, num_prompt=1)
+    batch = pack_sequences([sequence])
+    with torch.no_grad():
+        before, after = packed_logits(model, batch), packed_logits(model, pack_sequences([changed]))
+    early = batch.predictors_N < cut
+    assert torch.equal(before[early], after[early])
+
+
+def test_from_scratch_is_an_opt_of_the_vocabulary_and_the_seed(text_dir: Path) -> None:
+    models = [
+        build_model(TINY, VOCABULARY, text_dir=text_dir, max_length=64, seed=seed) for seed in (1, 1, 2)
+    ]
+    weights = [model.get_input_embeddings().weight for model in models]
+    assert weights[0].shape == (VOCABULARY.size, 32)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert models[0].get_output_embeddings().weight is weights[0]
+    assert models[0].config.max_position_embeddings == 64
+    # No row is taken for padding, whose gradient torch would drop.
+    assert models[0].get_input_embeddings().padding_idx is None
+
+
+def save_llm(directory: Path, text_dir: Path, model: PreTrainedModel | None = None) -> PreTrainedModel:
+    """A pretrained OPT with spare embedding rows, and its tokenizer."""
+    torch.manual_seed(5)
+    model = model or OPTForCausalLM(
+        OPTConfig(
+            vocab_size=264,
+            hidden_size=32,
+            word_embed_proj_dim=32,
+            ffn_dim=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            pad_token_id=1,
+        )
+    )
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(text_dir).save_pretrained(directory)
+    return model
+
+
+def test_a_pretrained_opt_keeps_its_text_and_gets_new_rows_and_positions(
+    tmp_path: Path, text_dir: Path
+) -> None:
+    old = save_llm(tmp_path, text_dir)
+    config = ModelConfig(init=str(tmp_path), dropout=0.3)
+    new = build_model(config, VOCABULARY, text_dir=text_dir, max_length=40, seed=0)
+    old_rows, new_rows = old.get_input_embeddings().weight, new.get_input_embeddings().weight
+    assert new_rows.shape[0] == VOCABULARY.size == new.config.vocab_size
+    assert torch.equal(new_rows[:258], old_rows[:258])
+    assert not torch.isclose(new_rows[258:264], old_rows[258:264]).all(dim=1).any()  # spare rows: drawn anew
+    assert new_rows[258:].std().item() == pytest.approx(old_rows[:258].std().item(), rel=0.1)
+    assert new.get_output_embeddings().weight is new_rows
+    table, old_table = (m.model.decoder.embed_positions.weight for m in (new, old))
+    assert torch.equal(table[:18], old_table)
+    assert torch.equal(table[18:34], old_table[2:18])
+    assert len(table) == 42
+    assert new.config.dropout == 0.3
+    assert (new.config.bos_token_id, new.config.eos_token_id) == (0, 0)
+    logits = new(input_ids=torch.zeros(1, 40, dtype=torch.long)).logits
+    assert logits.shape == (1, 40, VOCABULARY.size)
+
+
+def test_another_text_tokenizer_is_refused_with_the_command_that_helps(
+    tmp_path: Path, text_dir: Path
+) -> None:
+    save_llm(tmp_path, text_dir)
+    other = tmp_path / "other"
+    train_bpe(["the cat the cat the cat"], 260).save(other)
+    vocabulary = Vocabulary(num_text=262, num_speech=20, num_image=16, bos_id=0, eos_id=0)
+    with pytest.raises(FingerprintMismatchError, match=r"258 entries.*262 entries.*--text-tokenizer"):
+        build_model(ModelConfig(init=str(tmp_path)), vocabulary, text_dir=other, max_length=8, seed=0)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, text_dir: Path) -> None:
+    save_llm(tmp_path, text_dir)
+    theirs = Vocabulary(num_text=258, num_speech=99, num_image=16, bos_id=0, eos_id=0)
+    (tmp_path / "vocabulary.json").write_text(json.dumps(theirs.to_json()))
+    with pytest.raises(FingerprintMismatchError, match=r"99 speech.*20 speech"):
+        build_model(ModelConfig(init=str(tmp_path)), VOCABULARY, text_dir=text_dir, max_length=8, seed=0)
+
+
+def test_positions_are_added_to_opt_only(tmp_path: Path, text_dir: Path) -> None:
+    save_llm(tmp_path, text_dir, llama())
+    with pytest.raises(ConfigError, match="max_length 65: the model has 64 positions"):
+        build_model(ModelConfig(init=str(tmp_path)), VOCABULARY, text_dir=text_dir, max_length=65, seed=0)
+
+
+def test_an_init_that_is_no_model_is_refused(tmp_path: Path, text_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="not a causal language model"):
+        build_model(ModelConfig(init=str(tmp_path)), VOCABULARY, text_dir=text_dir, max_length=8, seed=0)

@@ -1,0 +1,111 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmlm.pipeline.errors import MissingDependencyError
+from dmlm.trainer.scoring import EditCounts, score_asr, score_utterance, sum_scores
+
+
+def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
+    """Textbook Levenshtein distance by its recurrence."""
+    row = list(range(len(hypothesis) + 1))
+    for deleted, left in enumerate(reference, start=1):
+        diagonal, row[0] = row[0], deleted
+        for inserted, right in enumerate(hypothesis, start=1):
+            best = min(row[inserted] + 1, row[inserted - 1] + 1, diagonal + (left != right))
+            diagonal, row[inserted] = row[inserted], best
+    return row[-1]
+
+
+def test_hand_counted_corpus() -> None:
+    metrics = score_asr(
+        ["the cat sat on the mat", "hello world"], ["the cat sat on mat", "hallo big world"], "lower", "en"
+    )
+    assert metrics.num_utterances == 2
+    assert metrics.num_words == 8
+    assert (metrics.num_substitutions, metrics.num_deletions, metrics.num_insertions) == (1, 1, 1)
+    assert metrics.wer_raw == metrics.wer == 3 / 8
+    assert metrics.cer == (4 + 5) / (22 + 11)
+
+
+def test_corpus_rate_divides_summed_edits_not_averages_rates() -> None:
+    metrics = score_asr(["a b c d e f g h i", "j"], ["a b c d e f g h i", "k"], "lower", "en")
+    assert metrics.wer_raw == 1 / 10
+
+
+def test_source_rule_applies_to_both_sides() -> None:
+    reference, hypothesis = "HELLO THERE", "hello there"
+    assert score_asr([reference], [hypothesis], "lower", "en").wer_raw == 0
+    assert score_asr([reference], [hypothesis], "verbatim", "en").wer_raw == 1
+
+
+def test_normaliser_forgives_spelling_numbers_contractions_and_fillers() -> None:
+    reference, hypothesis = "uh it's twenty one colours", "it is 21 colors"
+    metrics = score_asr([reference], [hypothesis], "plain", "en")
+    assert metrics.wer == 0
+    assert metrics.wer_raw == 5 / 5
+
+
+def test_normalised_rate_is_for_english_only() -> None:
+    english = score_utterance("hello", "hello", "lower", "en")
+    italian = score_utterance("ciao", "ciao", "verbatim", "it")
+    unknown = score_utterance("ciao", "ciao", "verbatim", None)
+    assert english.words == EditCounts(num_reference=1)
+    assert italian.words is None
+    assert unknown.words is None
+    assert sum_scores([english, italian]).wer is None
+    assert sum_scores([english, italian]).wer_raw == 0
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "wer", "wer_raw"),
+    [
+        ([], [], None, None),
+        ([""], [""], None, None),
+        ([""], ["two words"], None, None),
+        (["two words"], [""], 1, 1),
+        (["uh", "two words"], ["um", "two words"], 0, 1 / 3),
+        (["uh"], ["word"], None, 1),
+        (["", "two words"], ["word", "two words"], 1 / 2, 1 / 2),
+    ],
+)
+def test_empty_sides(
+    references: list[str], hypotheses: list[str], wer: float | None, wer_raw: float | None
+) -> None:
+    metrics = score_asr(references, hypotheses, "lower", "en")
+    assert (metrics.wer, metrics.wer_raw) == (wer, wer_raw)
+
+
+def test_one_sided_corpora_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        score_asr(["a", "b"], ["a"], "lower", "en")
+
+
+sentences = st.lists(st.sampled_from(["a", "b", "ab", "ba", "è"]), max_size=8).map(" ".join)
+
+
+@given(pairs=st.lists(st.tuples(sentences, sentences), max_size=6))
+def test_rates_equal_those_of_a_textbook_edit_distance(pairs: list[tuple[str, str]]) -> None:
+    metrics = score_asr([left for left, _ in pairs], [right for _, right in pairs], "verbatim", "it")
+    num_words = sum(len(left.split()) for left, _ in pairs)
+    num_characters = sum(len(left) for left, _ in pairs)
+    word_errors = sum(edit_distance(left.split(), right.split()) for left, right in pairs)
+    character_errors = sum(edit_distance(list(left), list(right)) for left, right in pairs)
+    assert metrics.num_words == num_words
+    assert metrics.num_substitutions + metrics.num_deletions + metrics.num_insertions == word_errors
+    assert metrics.wer_raw == (word_errors / num_words if num_words else None)
+    assert metrics.cer == (character_errors / num_characters if num_characters else None)
+
+
+def test_missing_jiwer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(MissingDependencyError, match=r"dmlm\[eval\]"):
+        score_asr(["a"], ["a"], "lower", None)
+
+
+def test_import_needs_no_optional_package() -> None:
+    blocked = "import sys; sys.modules.update(jiwer=None, whisper=None); import dmlm.trainer.scoring"
+    subprocess.run([sys.executable, "-c", blocked], check=True)

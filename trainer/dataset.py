@@ -1,0 +1,150 @@
+"""Training data: several data sets as one table of samples, with random access to their tokens.
+
+Cards say whether they fit together, indexes say what there is, the mapped tars give the tokens.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, ShardCorruptError
+from dmlm.pipeline.samples import Modality, Sample
+from dmlm.pipeline.shards import (
+    DatasetCard,
+    ShardReader,
+    TokenMember,
+    load_dataset_card,
+    open_shard,
+)
+from dmlm.pipeline.shards.card import CODEBOOK_NAME
+from dmlm.pipeline.storage import sha256_json
+from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.vocabulary import Vocabulary
+
+_STRING_COLUMNS = ("key", "source", "split", "language", "translation_language")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetIdentity:
+    """What a checkpoint remembers of a data set that it was trained on."""
+
+    name: str
+    sha256: str
+    """Of the card, and so of every shard."""
+    text_rule: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingData:
+    """Samples of all data sets, numbered through."""
+
+    index: pa.Table
+    """One row per sample, as in the shards."""
+    shards: tuple[ShardReader, ...]
+    num_rows: tuple[int, ...]
+    """Samples of each shard that count."""
+    vocabulary: Vocabulary
+    fingerprints: Mapping[Modality, Fingerprint]
+    identities: tuple[DatasetIdentity, ...]
+    codebook_dirs: Mapping[Modality, Path]
+
+    def read_sample(self, row: int, members: Sequence[TokenMember]) -> Sample:
+        """Sample in `row` with the tokens of `members` and without its texts.
+
+        Raises:
+            ShardCorruptError: The index does not point at the tokens.
+        """
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        row_in_shard = row - int(self._starts[shard])
+        try:
+            tokens = {name: self.shards[shard].read_tokens(row_in_shard, name) for name in members}
+        except KeyError as error:
+            raise ShardCorruptError(f"{error.args[0]}, but its index counts some") from None
+        return Sample(
+            **{name: self.index[name][row].as_py() for name in _STRING_COLUMNS},
+            speech_tokens=tokens.get("speech"),
+            image_tokens=tokens.get("image"),
+            text_tokens=tokens.get("text"),
+            translation_tokens=tokens.get("translation"),
+        )
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.num_rows)])[:-1]
+
+
+def open_training_data(directories: Sequence[Path], limit: int | None = None) -> TrainingData:
+    """Opens data sets that were made with the same tokenizers.
+
+    Args:
+        directories: Folders of finished data sets.
+        limit: Samples of each data set that count, from the first.
+
+    Raises:
+        ConfigError: No folder is given, or one is not there.
+        FingerprintMismatchError: Two data sets were made with different tokenizers.
+        ShardCorruptError: A data set is not finished or damaged.
+    """
+    if not directories:
+        raise ConfigError("no shards: give --shards DIR")
+    cards = [load_dataset_card(directory) for directory in directories]
+    owners = _owners(directories, cards)
+    shards, tables = [], []
+    for directory, card in zip(directories, cards, strict=True):
+        num_left = sys.maxsize if limit is None else limit
+        for record in card.shards:
+            if num_left > 0:
+                shards.append(open_shard(directory, record.name))
+                tables.append(shards[-1].index.slice(0, num_left).replace_schema_metadata(None))
+                num_left -= len(tables[-1])
+    if not tables:
+        raise ConfigError(f"no samples in {', '.join(map(str, directories))}")
+    return TrainingData(
+        index=pa.concat_tables(tables).combine_chunks(),
+        shards=tuple(shards),
+        num_rows=tuple(map(len, tables)),
+        vocabulary=_merge_vocabularies([card.vocabulary for card in cards]),
+        fingerprints={modality: cards[owner].fingerprints[modality] for modality, owner in owners.items()},
+        identities=tuple(_identity(card) for card in cards),
+        codebook_dirs={
+            modality: directories[owner] / CODEBOOK_NAME / modality for modality, owner in owners.items()
+        },
+    )
+
+
+def _owners(directories: Sequence[Path], cards: Sequence[DatasetCard]) -> dict[Modality, int]:
+    """Number of the first data set that has each modality, after checking that the others agree."""
+    owners: dict[Modality, int] = {}
+    for number, card in enumerate(cards):
+        for modality, fingerprint in card.fingerprints.items():
+            owner = owners.setdefault(modality, number)
+            theirs = cards[owner].fingerprints[modality]
+            if theirs != fingerprint:
+                name = next(n for n in sorted({*theirs, *fingerprint}) if theirs.get(n) != fingerprint.get(n))
+                raise FingerprintMismatchError(
+                    f"{modality} tokens differ: {name} is {theirs.get(name)} in {directories[owner]} and "
+                    f"{fingerprint.get(name)} in {directories[number]}; run `dmlm-cli tokenize` on both "
+                    "with one --codebook"
+                )
+    return owners
+
+
+def _merge_vocabularies(vocabularies: Sequence[Vocabulary]) -> Vocabulary:
+    first = vocabularies[0]
+    return Vocabulary(
+        num_text=first.num_text,
+        num_speech=max(vocabulary.num_speech for vocabulary in vocabularies),
+        num_image=max(vocabulary.num_image for vocabulary in vocabularies),
+        bos_id=first.bos_id,
+        eos_id=first.eos_id,
+    )
+
+
+def _identity(card: DatasetCard) -> DatasetIdentity:
+    return DatasetIdentity(name=card.name, sha256=sha256_json(card.to_json()), text_rule=card.text_rule)

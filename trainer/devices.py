@@ -1,0 +1,22 @@
+"""Names of devices, as `--device` takes them."""
+
+import torch
+
+from dmlm.pipeline.errors import ConfigError
+
+
+def open_device(name: str) -> torch.device:
+    """Device by name: auto (a GPU if there is one), cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_gpu else "cpu")
+    if name.startswith("cuda") and not has_gpu:
+        raise ConfigError(f"device {name}: no GPU that torch can use; try --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name}: not a device; use auto, cpu, cuda or cuda:N") from error

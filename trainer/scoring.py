@@ -1,0 +1,144 @@
+"""Word and character error rates, counted per utterance and summed over a corpus.
+
+`raw`: the source's text rule on both sides. `normalised`: the Whisper English normaliser
+on top (English only).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Self
+
+from dmlm.pipeline.errors import MissingDependencyError
+from dmlm.pipeline.text_rules import apply_text_rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditCounts:
+    """Edits that turn references into hypotheses, in words or characters."""
+
+    num_reference: int = 0
+    """Words or characters of the references."""
+    num_substitutions: int = 0
+    num_deletions: int = 0
+    num_insertions: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            num_reference=self.num_reference + other.num_reference,
+            num_substitutions=self.num_substitutions + other.num_substitutions,
+            num_deletions=self.num_deletions + other.num_deletions,
+            num_insertions=self.num_insertions + other.num_insertions,
+        )
+
+    @property
+    def num_errors(self) -> int:
+        """Edits of all three kinds."""
+        return self.num_substitutions + self.num_deletions + self.num_insertions
+
+    @property
+    def rate(self) -> float | None:
+        """Errors per unit of the reference; None where the reference is empty, which has no rate."""
+        return self.num_errors / self.num_reference if self.num_reference else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UtteranceScore:
+    """Edits of one utterance."""
+
+    words: EditCounts | None
+    """After the Whisper English normaliser; None: not English."""
+    words_raw: EditCounts
+    characters: EditCounts
+    """Of the raw text; a space between words counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsrMetrics:
+    """Error rates of a corpus, as fractions; a rate over empty references is None."""
+
+    wer: float | None
+    """Normalised; None as soon as one utterance is not English."""
+    wer_raw: float | None
+    cer: float | None
+    num_utterances: int
+    num_words: int
+    """This and the three counts below belong to `wer_raw`."""
+    num_substitutions: int
+    num_deletions: int
+    num_insertions: int
+
+
+def score_asr(
+    references: Sequence[str], hypotheses: Sequence[str], text_rule: str, language: str | None
+) -> AsrMetrics:
+    """Scores a corpus of one text rule and one language.
+
+    Raises:
+        ValueError: Numbers of references and hypotheses differ.
+        MissingDependencyError: jiwer or openai-whisper is not installed.
+    """
+    pairs = zip(references, hypotheses, strict=True)
+    return sum_scores(score_utterance(*pair, text_rule, language) for pair in pairs)
+
+
+def score_utterance(reference: str, hypothesis: str, text_rule: str, language: str | None) -> UtteranceScore:
+    """Scores one utterance; texts as the corpus and the model have them."""
+    raw = apply_text_rule(text_rule, reference), apply_text_rule(text_rule, hypothesis)
+    normalised = map(normalise_english, raw) if language == "en" else None
+    return UtteranceScore(
+        words=_count_edits(*map(str.split, normalised)) if normalised else None,
+        words_raw=_count_edits(*map(str.split, raw)),
+        characters=_count_edits(*(list(" ".join(text.split())) for text in raw)),
+    )
+
+
+def sum_scores(scores: Iterable[UtteranceScore]) -> AsrMetrics:
+    """Error rates over the corpus: edits are summed before they are divided."""
+    scores = list(scores)
+    words = [score.words for score in scores if score.words is not None]
+    raw = sum((score.words_raw for score in scores), EditCounts())
+    return AsrMetrics(
+        wer=sum(words, EditCounts()).rate if len(words) == len(scores) else None,
+        wer_raw=raw.rate,
+        cer=sum((score.characters for score in scores), EditCounts()).rate,
+        num_utterances=len(scores),
+        num_words=raw.num_reference,
+        num_substitutions=raw.num_substitutions,
+        num_deletions=raw.num_deletions,
+        num_insertions=raw.num_insertions,
+    )
+
+
+def normalise_english(text: str) -> str:
+    """Applies the English normaliser of openai-whisper: spelling, numbers, contractions, fillers."""
+    return _english_normaliser()(text).strip()
+
+
+@cache
+def _english_normaliser() -> Callable[[str], str]:
+    try:
+        from whisper.normalizers import EnglishTextNormalizer
+    except ImportError as error:
+        raise MissingDependencyError(
+            'normalised word error rates need openai-whisper: pip install "openai-whisper>=20250625"'
+        ) from error
+    normaliser: Callable[[str], str] = EnglishTextNormalizer()
+    return normaliser
+
+
+def _count_edits(reference: list[str], hypothesis: list[str]) -> EditCounts:
+    """Fewest edits between two lists of units."""
+    try:
+        import jiwer
+    except ImportError as error:
+        raise MissingDependencyError('word error rates need jiwer: pip install "dmlm[eval]"') from error
+    # jiwer takes words apart at spaces by default; ours are apart already, and characters may be spaces.
+    keep = jiwer.Compose([])
+    output = jiwer.process_words([reference], [hypothesis], keep, keep)
+    return EditCounts(
+        num_reference=len(reference),
+        num_substitutions=output.substitutions,
+        num_deletions=output.deletions,
+        num_insertions=output.insertions,
+    )

@@ -1,0 +1,94 @@
+"""What a run is made of, as every checkpoint remembers it in `dmlm.json`."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from dmlm.pipeline.errors import CheckpointError, ConfigError, FingerprintMismatchError
+from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.vocabulary import Vocabulary
+from dmlm.trainer.config import Recipe, recipe_from_json
+from dmlm.trainer.dataset import DatasetIdentity
+
+FORMAT_VERSION: Final = 1
+SETTINGS_NAME: Final = "dmlm.json"
+_FREE_TO_CHANGE: Final = ("recipe.name", "recipe.save_every_steps", "recipe.log_every_steps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What a run is made of; a resumed run must be made of the same."""
+
+    recipe: Recipe
+    seed: int
+    limit: int | None
+    datasets: tuple[DatasetIdentity, ...]
+    fingerprints: Mapping[Modality, Fingerprint]
+    """Of the tokenizers."""
+    vocabulary: Vocabulary
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of `dmlm.json`."""
+        return {
+            "recipe": self.recipe.to_json(),
+            "seed": self.seed,
+            "limit": self.limit,
+            "datasets": [asdict(dataset) for dataset in self.datasets],
+            "fingerprints": {modality: dict(mark) for modality, mark in self.fingerprints.items()},
+            "vocabulary": self.vocabulary.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Reads `dmlm.json`; KeyError or TypeError when a field is missing or of a wrong type."""
+        return cls(
+            recipe=recipe_from_json(content["recipe"], where=f"{SETTINGS_NAME}: recipe"),
+            seed=content["seed"],
+            limit=content["limit"],
+            datasets=tuple(DatasetIdentity(**dataset) for dataset in content["datasets"]),
+            fingerprints={Modality(name): mark for name, mark in content["fingerprints"].items()},
+            vocabulary=Vocabulary.from_json(content["vocabulary"]),
+        )
+
+
+def read_settings(path: Path) -> tuple[int, RunSettings]:
+    """Step and settings of a checkpoint.
+
+    Raises:
+        CheckpointError: `dmlm.json` is missing, damaged, or of another format version.
+    """
+    try:
+        content = json.loads((path / SETTINGS_NAME).read_bytes())
+        version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format version {version}, this dmlm reads {FORMAT_VERSION}")
+        return content["step"], RunSettings.from_json(content)
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path / SETTINGS_NAME}: cannot be read: {error}") from error
+
+
+def check_same_run(path: Path, saved: RunSettings, current: RunSettings) -> None:
+    """Raises FingerprintMismatchError, naming both sides, unless `path` can be resumed with `current`."""
+    theirs, ours = dict(_flatten(saved.to_json())), dict(_flatten(current.to_json()))
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    differing = [name for name in names if name not in _FREE_TO_CHANGE]
+    if differing:
+        name, num_more = differing[0], len(differing) - 1
+        more = f" (and {num_more} more differ: {', '.join(differing[1:4])})" if num_more else ""
+        raise FingerprintMismatchError(
+            f"{path}: cannot go on: {name} is {theirs.get(name)!r} there and {ours.get(name)!r} now{more}; "
+            "resume with what the run began with, or begin another with --init and another --out"
+        )
+
+
+def _flatten(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a json value by dotted name."""
+    if isinstance(content, dict | list | tuple):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, value in items:
+            yield from _flatten(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, content
