@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; errors become one line on standard error. Returns the exit code."""
+    logging.basicConfig(format="dmlm-cli: %(message)s")
     try:
         result = group.main(arguments, prog_name="dmlm-cli", standalone_mode=False)
         return result if isinstance(result, int) else ExitCode.OK
