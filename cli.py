@@ -70,8 +70,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.USAGE
     except DmlmError as error:
         return _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; run the same command again to go on", ExitCode.INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _fail(str(error) or "interrupted; run the same command again to go on", ExitCode.INTERRUPTED)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG}:
             raise

@@ -51,9 +51,7 @@ class Progress:
         sys.stderr.flush()
 
 
-def track(
-    items: Iterable[T], label: str, total: int | None = None, unit: str = "samples"
-) -> Iterator[T]:
+def track(items: Iterable[T], label: str, total: int | None = None, unit: str = "samples") -> Iterator[T]:
     """Yields `items` and reports progress as they are consumed."""
     progress = Progress(label, total, unit)
     for item in items:

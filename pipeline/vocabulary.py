@@ -18,8 +18,9 @@ PAD_TO_MULTIPLE = 64
 
 # fmt: off
 LANGUAGES = (
-    "ar", "ca", "cs", "cy", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "hi", "hu", "id", "it", "ja",
-    "ko", "lt", "lv", "mn", "nl", "no", "pl", "pt", "ro", "ru", "sk", "sl", "sv", "ta", "tr", "uk", "vi", "zh",
+    "ar", "ca", "cs", "cy", "da", "de", "el", "en", "es", "et", "fa", "fi",
+    "fr", "hi", "hu", "id", "it", "ja", "ko", "lt", "lv", "mn", "nl", "no",
+    "pl", "pt", "ro", "ru", "sk", "sl", "sv", "ta", "tr", "uk", "vi", "zh",
 )
 # fmt: on
 """Languages with a token of their own; a fixed list, so that data sets never change the order."""
@@ -138,9 +139,7 @@ class Vocabulary:
             CorruptInputError: A field is missing, of a wrong type, or the special tokens differ.
         """
         names = ("num_text", "num_speech", "num_image", "bos_id", "eos_id")
-        counts = {
-            name: value for name in names if isinstance(value := content.get(name), int) and value >= 0
-        }
+        counts = {name: value for name in names if isinstance(value := content.get(name), int) and value >= 0}
         if len(counts) < len(names):
             raise CorruptInputError(f"vocabulary.json: {', '.join(names)} must be counts")
         if tuple(content.get("special_tokens", ())) != SPECIAL_TOKENS:

@@ -19,7 +19,17 @@ TRAINING_HALF = (
     *("loop", "metrics"),
 )
 OPEN_TO_TRAINING = (
-    *("samples", "errors", "vocabulary", "shards", "storage", "randomness", "progress", "suggestions"),
+    *(
+        "samples",
+        "errors",
+        "vocabulary",
+        "shards",
+        "storage",
+        "randomness",
+        "progress",
+        "suggestions",
+        "devices",
+    ),
     "tokenizers",  # the type Fingerprint only
 )
 

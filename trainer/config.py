@@ -3,7 +3,6 @@
 YAML -> Recipe -> TrainConfig -> `loop.train`. A recipe fixes every number of a run but its data and its seed.
 """
 
-import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.suggestions import did_you_mean
 
 T = TypeVar("T")
 TaskName = Literal["asr", "s2tt", "t2s", "i2t", "speech", "text", "image"]
@@ -190,8 +190,7 @@ def _build(kind: type[T], content: Any, where: str) -> T:
     hints = typing.get_type_hints(kind)
     for key in content:
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{where}: unknown key {key!r}; did you mean {near!r}?")
+            raise ConfigError(f"{where}: unknown key {key!r}{did_you_mean(str(key), hints)}")
     for required in fields(kind):  # type: ignore[arg-type]
         if (
             required.default is MISSING
@@ -226,8 +225,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 def _choose(choices: tuple[str, ...], value: Any, where: str) -> str:
     if value in choices:
         return typing.cast(str, value)
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(value), choices)
     raise ConfigError(f"{where} must be one of {', '.join(choices)}, not {value!r}{hint}")
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import dmlm
+from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.progress import track
 from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from dmlm.trainer.devices import open_device
 from dmlm.trainer.references import (
     Reference,
     choose_splits,

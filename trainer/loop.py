@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import ConfigError, NotFiniteError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Modality
@@ -26,7 +27,6 @@ from dmlm.pipeline.storage import write_json
 from dmlm.trainer.checkpoint import TrainerState, latest_checkpoint, load_trainer_state, save_checkpoint
 from dmlm.trainer.config import Recipe, TrainConfig
 from dmlm.trainer.dataset import open_training_data
-from dmlm.trainer.devices import open_device
 from dmlm.trainer.loss import count_loss_tokens, loss_terms, token_losses, token_weights, weighted_loss
 from dmlm.trainer.metrics import Record, RunLog, StepResult, describe_plan
 from dmlm.trainer.model import build_model, load_model, packed_logits, use_packed_attention
@@ -141,9 +141,7 @@ class _Run:
             ):
                 self._checkpoint = self._save()
             if stopping:
-                message = f"saved {self._checkpoint}; go on with --resume"
-                sys.stderr.write(f"\n{message}\n")
-                raise KeyboardInterrupt(message)
+                raise KeyboardInterrupt(f"stopped and saved {self._checkpoint}; go on with --resume")
         assert self._checkpoint is not None, "the last step saves"
         return TrainReport(
             checkpoint=self._checkpoint, num_steps=recipe.num_steps, last=log.last, total=log.total

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from dmlm.pipeline.audio import load_waveform, recording_seconds
+from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import AudioError, ConfigError
 from dmlm.pipeline.samples import Modality, Sample, TokenArray, Waveform
 from dmlm.pipeline.tokenizers import SpeechTokenizer
@@ -15,7 +16,6 @@ from dmlm.pipeline.tokenizers.registry import Tokenizers
 from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import decode_greedy
-from dmlm.trainer.devices import open_device
 from dmlm.trainer.tasks import TASKS, build_prompt
 
 MAX_WINDOW_SECONDS: Final = 30.0

@@ -16,6 +16,7 @@ from whisper.audio import HOP_LENGTH, N_FFT, N_SAMPLES, SAMPLE_RATE, log_mel_spe
 from whisper.model import AudioEncoder
 
 from dmlm.pipeline.converters import WhisperEncoderWeights, load_whisper_weights
+from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders.batching import plan_batches, read_ahead, split_windows
 from dmlm.pipeline.encoders.weights import find_whisper_weights
@@ -58,7 +59,7 @@ class WhisperEncoder:
             raise ConfigError(f"layer {layer}: this Whisper has layers 1 to {weights.num_layers}, or `last`")
         self.width, self.layer, self.window = weights.width, layer, window
         self.batch_seconds = batch_seconds
-        self.device = _open_device(device)
+        self.device = open_device(device)
         self._num_mels, self._sha256 = weights.num_mels, weights.sha256
         self._encoder = _build(weights, layer).to(self.device)
 
@@ -155,14 +156,6 @@ def open_whisper_encoder(
     """
     weights = load_whisper_weights(find_whisper_weights(name))
     return WhisperEncoder(weights, layer=layer, window=window, device=device)
-
-
-def _open_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {name}: no GPU that torch can use; try --device cpu")
-    return torch.device(name)
 
 
 def _build(weights: WhisperEncoderWeights, layer: int | None) -> Any:

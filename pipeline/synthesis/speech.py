@@ -15,7 +15,7 @@ from dmlm.pipeline.samples import Waveform
 
 SAMPLING_RATE_HZ = 16_000
 NUM_SPEAKERS = 12
-LOWEST_PITCH, HIGHEST_PITCH = 0.85, 1.18
+LOWEST_PITCH, HIGHEST_PITCH = 0.92, 1.09
 SLOWEST_TEMPO, FASTEST_TEMPO = 1.0, 1.2
 LOUDNESS_RMS = 0.07
 """Root mean square of every utterance; full scale is 1."""

@@ -16,8 +16,10 @@ from dmlm.pipeline.synthesis.italian import Translation, make_translation
 from dmlm.pipeline.synthesis.scenes import Scene, make_scene
 from dmlm.pipeline.synthesis.sentences import WordStrings, make_sentence
 
-NUM_TRAIN_SENTENCES = 950
-NUM_TRAIN_WORD_STRINGS = 550
+NUM_TRAIN_SENTENCES = 750
+NUM_TRAIN_WORD_STRINGS = 750
+NUM_TRAIN_SHORT_STRINGS = 600
+"""Of one to three words: a model finds out from them where in the units to listen."""
 NUM_TEST_SENTENCES = NUM_TEST_WORD_STRINGS = 50
 NUM_TRAIN_MEETING_SENTENCES = 60
 NUM_TEST_MEETING_SENTENCES = 20
@@ -90,7 +92,7 @@ def draw_texts(seed: int) -> SampleTexts:
     """All texts of a full-size sample; they depend on `seed` only."""
     texts = _UniqueTexts(seed)
     test = SplitTexts(
-        readings=texts.readings("test", NUM_TEST_SENTENCES, NUM_TEST_WORD_STRINGS),
+        readings=texts.readings("test", NUM_TEST_SENTENCES, NUM_TEST_WORD_STRINGS, num_short=0),
         meeting_sentences=texts.sentences("test-meetings", NUM_TEST_MEETING_SENTENCES),
         translations=texts.translations("test", NUM_TEST_TRANSLATIONS),
         scenes=texts.scenes("test", NUM_TEST_SCENES),
@@ -98,7 +100,9 @@ def draw_texts(seed: int) -> SampleTexts:
     dev = SplitTexts(translations=texts.translations("dev", NUM_DEV_TRANSLATIONS))
     held_out = frozenset(scene.combination for scene in test.scenes)
     train = SplitTexts(
-        readings=texts.readings("train", NUM_TRAIN_SENTENCES, NUM_TRAIN_WORD_STRINGS),
+        readings=texts.readings(
+            "train", NUM_TRAIN_SENTENCES, NUM_TRAIN_WORD_STRINGS, num_short=NUM_TRAIN_SHORT_STRINGS
+        ),
         meeting_sentences=texts.sentences("train-meetings", NUM_TRAIN_MEETING_SENTENCES),
         translations=texts.translations("train", NUM_TRAIN_TRANSLATIONS),
         scenes=texts.scenes("train", NUM_TRAIN_SCENES, without=held_out),
@@ -122,13 +126,18 @@ class _UniqueTexts:
         rng = self._generator("sentences", purpose)
         return self._draw(count, lambda: make_sentence(rng), lambda sentence: [sentence])
 
-    def readings(self, split: str, num_sentences: int, num_word_strings: int) -> tuple[Reading, ...]:
-        """Sentences and word strings, evenly interleaved, so that any first part holds both."""
+    def readings(
+        self, split: str, num_sentences: int, num_word_strings: int, num_short: int
+    ) -> tuple[Reading, ...]:
+        """Sentences, word strings and short ones, evenly interleaved, so that any first part holds all."""
         strings = WordStrings(self._generator("word strings", split))
         drawn = self._draw(num_word_strings, strings.draw, lambda string: [string])
+        # Short ones may recur: they are too short to be a held-out text.
+        short = [strings.draw_short() for _ in range(num_short)]
         kinds = (
             [Reading(text, is_word_string=False) for text in self.sentences(split, num_sentences)],
             [Reading(text, is_word_string=True) for text in drawn],
+            [Reading(text, is_word_string=True) for text in short],
         )
         placed = [(index / len(kind), reading) for kind in kinds for index, reading in enumerate(kind)]
         return tuple(reading for _, reading in sorted(placed, key=lambda pair: pair[0]))
