@@ -87,9 +87,9 @@ def score_utterance(reference: str, hypothesis: str, text_rule: str, language: s
     raw = apply_text_rule(text_rule, reference), apply_text_rule(text_rule, hypothesis)
     normalised = map(normalise_english, raw) if language == "en" else None
     return UtteranceScore(
-        words=_count_edits(*map(str.split, normalised)) if normalised else None,
-        words_raw=_count_edits(*map(str.split, raw)),
-        characters=_count_edits(*(list(" ".join(text.split())) for text in raw)),
+        words=count_edits(*map(str.split, normalised)) if normalised else None,
+        words_raw=count_edits(*map(str.split, raw)),
+        characters=count_edits(*(list(" ".join(text.split())) for text in raw)),
     )
 
 
@@ -127,8 +127,8 @@ def _english_normaliser() -> Callable[[str], str]:
     return normaliser
 
 
-def _count_edits(reference: list[str], hypothesis: list[str]) -> EditCounts:
-    """Fewest edits between two lists of units."""
+def count_edits(reference: list[str], hypothesis: list[str]) -> EditCounts:
+    """Fewest edits that turn one list of words, characters or units into the other."""
     try:
         import jiwer
     except ImportError as error:

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 
 from dmlm.pipeline.synthesis.texts import Reading, SampleTexts, draw_texts, normalise
@@ -23,9 +25,15 @@ def test_held_out_texts_never_occur_in_training(texts: SampleTexts) -> None:
     assert train.isdisjoint(normalise(text) for text in held_out(texts))
 
 
-def test_every_text_occurs_once(texts: SampleTexts) -> None:
+def test_every_text_occurs_once_apart_from_short_strings_in_training(texts: SampleTexts) -> None:
     everything = [normalise(text) for text in texts.train.all_texts() + held_out(texts)]
-    assert len(set(everything)) == len(everything)
+    counts = Counter(text for text in everything if len(text.split()) > 3)
+    assert set(counts.values()) == {1}
+
+
+def test_no_held_out_text_occurs_in_training(texts: SampleTexts) -> None:
+    train = {normalise(text) for text in texts.train.all_texts()}
+    assert train.isdisjoint(normalise(text) for text in held_out(texts))
 
 
 def test_every_held_out_word_occurs_in_training(texts: SampleTexts) -> None:
@@ -60,14 +68,17 @@ def test_half_of_the_held_out_readings_are_word_strings(texts: SampleTexts) -> N
     assert sum(kinds) == 50
 
 
-def test_word_strings_are_between_35_and_40_percent_of_training(texts: SampleTexts) -> None:
-    kinds = [reading.is_word_string for reading in texts.train.readings]
-    assert 0.35 <= sum(kinds) / len(kinds) <= 0.40
+def test_word_strings_of_held_out_length_are_between_35_and_40_percent_of_training(
+    texts: SampleTexts,
+) -> None:
+    long_strings = [r for r in texts.train.readings if r.is_word_string and len(r.text.split()) > 3]
+    assert 0.35 <= len(long_strings) / len(texts.train.readings) <= 0.40
+    assert min(len(r.text.split()) for r in texts.test.readings if r.is_word_string) > 3
 
 
 def test_word_strings_use_all_words_about_equally_often(texts: SampleTexts) -> None:
     strings = [reading.text for reading in texts.train.readings if reading.is_word_string]
-    counts = [sum(word in text.split() for text in strings) for word in ("farmer", "rusty", "july", "opens")]
+    counts = [sum(word in text.split() for text in strings) for word in ("farmer", "famous", "july", "opens")]
     assert max(counts) <= 2 * min(counts)
 
 

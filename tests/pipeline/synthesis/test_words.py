@@ -56,7 +56,7 @@ def test_every_word_is_in_the_lexicon_of_the_voice() -> None:
 def test_vocabulary_is_of_the_planned_size() -> None:
     rng = np.random.default_rng(1)
     seen = {word for _ in range(3000) for word in make_sentence(rng).split()} | set(CONTENT_WORDS)
-    assert 250 <= len(seen) <= 400
+    assert 150 <= len(seen) <= 250
     assert len(set(CONTENT_WORDS)) == len(CONTENT_WORDS)
 
 

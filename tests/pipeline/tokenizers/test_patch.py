@@ -44,7 +44,7 @@ def error(one: Pixels, other: Pixels) -> float:
 def test_decoded_image_is_nearer_than_the_mean_image() -> None:
     tokenizer = PatchTokenizer(fit(num_clusters=256))
     mean = np.mean([square(draw(seed)) for seed in range(20)], axis=0)
-    for seed, share in ((3, 0.1), (100, 0.5)):  # one of the fit, one that is new
+    for seed, share in ((3, 0.2), (100, 0.5)):  # one of the fit, one that is new
         original = square(draw(seed))
         (tokens,) = tokenizer.encode([draw(seed)])
         assert error(tokenizer.decode(tokens), original) < share * error(mean, original)
