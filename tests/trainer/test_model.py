@@ -171,6 +171,17 @@ def save_llm(directory: Path, text_dir: Path, model: PreTrainedModel | None = No
     return model
 
 
+def test_new_positions_begin_like_their_neighbours_at_the_scale_of_the_tokens(model: PreTrainedModel) -> None:
+    positions_TD = model.get_submodule("model.decoder.embed_positions").weight
+    tokens_VD = model.get_input_embeddings().weight
+    assert positions_TD.requires_grad
+    assert positions_TD.std() == pytest.approx(tokens_VD.std(), rel=0.2)
+    similarity = torch.nn.functional.cosine_similarity
+    near = similarity(positions_TD[:-1], positions_TD[1:], dim=1)
+    far = similarity(positions_TD[:-30], positions_TD[30:], dim=1)
+    assert near.min() > far.max()
+
+
 def test_a_pretrained_opt_keeps_its_text_and_gets_new_rows_and_positions(
     tmp_path: Path, text_dir: Path
 ) -> None:
