@@ -38,7 +38,7 @@ NUM_CLUSTERS: Final = 100
 IMAGE_RESOLUTION: Final = 64
 NUM_IMAGE_CLUSTERS: Final = 128
 TEXT_TOKENIZER: Final = "bpe:1200"
-"""Nearly a token a word: with fewer places to follow in the units, a small model learns to listen sooner."""
+"""Nearly a token a word. Chosen from few runs that differed in more than this (docs/training.md)."""
 
 
 def run_demo(out_dir: Path, seed: int, *, limit: int | None = None, num_steps: int | None = None) -> None:

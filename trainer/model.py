@@ -201,7 +201,7 @@ def _from_scratch(
                 max_position_embeddings=max_length,
                 dropout=config.dropout,
                 # SmallInit (Nguyen and Salazar 2019): near OPT's 0.02 at its smallest width, 768, and larger
-                # in a narrow model, which would otherwise attend evenly for hundreds of steps.
+                # in a narrow model. Its effect here was not measured alone.
                 init_std=math.sqrt(2 / (5 * config.width)),
                 # OPT's own value, 1, would be a text token here, and its embedding would never be trained.
                 pad_token_id=None,
@@ -215,8 +215,8 @@ def _from_scratch(
 def _use_sinusoids(model: "PreTrainedModel") -> None:
     """Starts OPT's learned positions as sinusoids of the tokens' scale (Vaswani et al. 2017, 3.5).
 
-    They stay trainable. Near positions begin alike, so attention to "a little further on", which is what
-    following speech needs, is not learnt position by position.
+    They stay trainable. Near positions begin alike, so attention to "a little further on" need not be
+    learnt position by position. One run with them learnt no visibly faster than one without.
     """
     table = model.get_submodule(POSITION_TABLE)
     weight_TD = table.weight
