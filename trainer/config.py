@@ -22,14 +22,17 @@ TaskName = Literal["asr", "s2tt", "t2s", "i2t", "speech", "text", "image"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """An OPT from scratch, or a pretrained language model."""
+    """A language model from scratch, or a pretrained one."""
 
+    architecture: Literal["opt", "llama"] = "opt"
+    """Of a model from scratch. OPT is the paper's; Llama's rotary positions learn to listen from far less."""
     init: str | None = None
     """Hugging Face name or folder, or a checkpoint of dmlm; its shape then replaces the fields below."""
     num_layers: int = 4
     width: int = 192
     num_heads: int = 4
     dropout: float = 0.1
+    """Llama has it in its attention only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,8 @@ class SequenceConfig:
     """Source tokens carry no loss."""
     unit_noise: float = 0.0
     """Share of the source's speech units that the model sees replaced by random ones while it trains."""
+    text_noise: float = 0.0
+    """Share of the target's text tokens that it sees replaced by others of the same text while it trains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +239,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     steps = (recipe.num_steps, recipe.save_every_steps, recipe.log_every_steps)
     sizes = (model.num_layers, model.width, model.num_heads, batch.num_micro_batches, batch.num_open_rows)
     weights = (recipe.loss.text, recipe.loss.speech, recipe.loss.image)
-    shares = (model.dropout, sequence.unit_noise, *optimizer.betas)
+    shares = (model.dropout, sequence.unit_noise, sequence.text_noise, *optimizer.betas)
     entries = [(entry.task, entry.source) for entry in recipe.mix]
     rules = (
         (min(steps) >= 1, "num_steps, save_every_steps and log_every_steps must be at least 1"),
@@ -244,7 +249,10 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
         (len(entries) == len(set(entries)), "mix names a task and source twice"),
         (min(weights) >= 0, "weights of the loss must not be negative"),
         (len(optimizer.betas) == 2, "optimizer.betas must be two numbers"),
-        (all(0 <= share < 1 for share in shares), "dropout, unit_noise and betas must be in [0, 1)"),
+        (
+            all(0 <= share < 1 for share in shares),
+            "dropout, unit_noise, text_noise and betas must be in [0, 1)",
+        ),
         (optimizer.learning_rate > 0, "optimizer.learning_rate must be above 0"),
         (optimizer.max_gradient_norm > 0, "optimizer.max_gradient_norm must be above 0"),
         (

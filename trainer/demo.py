@@ -19,7 +19,7 @@ from dmlm.pipeline.codebook_building import BuildCodebookConfig, SourceShare, bu
 from dmlm.pipeline.shards import verify_dataset
 from dmlm.pipeline.storage import write_json
 from dmlm.pipeline.synthesis.corpora import SampleConfig, write_sample_corpora
-from dmlm.pipeline.synthesis.readings import is_word_string
+from dmlm.pipeline.synthesis.readings import TEST_SPLIT, is_word_string
 from dmlm.pipeline.tokenization import TokenizeConfig, TokenizeReport, tokenize
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import TrainConfig, load_recipe
@@ -37,8 +37,8 @@ NUM_CLUSTERS: Final = 100
 """Units of two speakers agree far better here than with 500 clusters of the last layer (docs/tokens.md)."""
 IMAGE_RESOLUTION: Final = 64
 NUM_IMAGE_CLUSTERS: Final = 128
-TEXT_TOKENIZER: Final = "bpe:1200"
-"""Nearly a token a word. Chosen from few runs that differed in more than this (docs/training.md)."""
+TEXT_TOKENIZER: Final = "bpe:256"
+"""Characters: a word that was heard a few times is spelt from parts that were heard often."""
 
 
 def run_demo(out_dir: Path, seed: int, *, limit: int | None = None, num_steps: int | None = None) -> None:
@@ -143,6 +143,7 @@ def _evaluate(checkpoint: Path, shard_dirs: dict[str, Path], out_path: Path) -> 
             checkpoint=checkpoint,
             shards=(shard_dirs["librispeech"],),
             train_shards=others,
+            splits=(TEST_SPLIT,),
             out_path=out_path,
         )
     )
@@ -193,4 +194,4 @@ def _percent(rate: float | None) -> str:
 
 
 def _some_recording(root: Path) -> Path:
-    return min((root / "LibriSpeech" / "test-sample").rglob("*.flac"))
+    return min((root / "LibriSpeech" / TEST_SPLIT).rglob("*.flac"))

@@ -25,7 +25,7 @@ from dmlm.trainer.tasks import (
     TASKS,
     Task,
     TaskSequence,
-    add_unit_noise,
+    add_noise,
     build_sequence,
     loss_token_counts,
     sequence_lengths,
@@ -148,10 +148,10 @@ class TokenStream:
         )
 
     def _inputs(self, sequence: TaskSequence, draw: Draw) -> TokenArray:
-        if self._sequence.unit_noise == 0:
+        if self._sequence.unit_noise == self._sequence.text_noise == 0:
             return sequence.tokens_T
-        rng = generator_for(self._seed, "unit_noise", draw.number)
-        return add_unit_noise(sequence, self._sequence.unit_noise, self._data.vocabulary, rng)
+        rng = generator_for(self._seed, "noise", draw.number)
+        return add_noise(sequence, self._sequence, self._data.vocabulary, rng)
 
 
 def build_groups(data: TrainingData, recipe: Recipe) -> tuple[Group, ...]:

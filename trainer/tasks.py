@@ -121,15 +121,24 @@ def loss_token_counts(task: Task, index: "pa.Table", config: SequenceConfig) -> 
     return counts_NM
 
 
-def add_unit_noise(
-    sequence: TaskSequence, share: float, vocabulary: Vocabulary, rng: np.random.Generator
+def add_noise(
+    sequence: TaskSequence, config: SequenceConfig, vocabulary: Vocabulary, rng: np.random.Generator
 ) -> TokenArray:
-    """What the model sees when that share of the source's units is replaced; what it predicts stays clean."""
+    """What the model sees of a sequence while it trains; what it predicts stays clean.
+
+    Random units stand for another speaker's. Wrong text before a token stands for the model's own mistakes:
+    it keeps the model from guessing on from its text instead of listening.
+    """
     inputs_T = sequence.tokens_T.copy()
-    source_T = inputs_T[: sequence.num_prompt]
-    units = vocabulary.speech
-    noisy = (source_T >= units.start) & (source_T < units.stop) & (rng.random(len(source_T)) < share)
+    source_T, target_T = inputs_T[: sequence.num_prompt], inputs_T[sequence.num_prompt : -1]  # EOS stays
+    units, text = vocabulary.speech, vocabulary.text
+    noisy = (source_T >= units.start) & (source_T < units.stop)
+    noisy &= rng.random(len(source_T)) < config.unit_noise
     source_T[noisy] = rng.integers(units.start, units.stop, int(noisy.sum()))
+    words = target_T[(target_T >= text.start) & (target_T < text.stop)]
+    if len(words):  # then the whole target is text
+        noisy = rng.random(len(target_T)) < config.text_noise
+        target_T[noisy] = rng.choice(words, int(noisy.sum()))
     return inputs_T
 
 

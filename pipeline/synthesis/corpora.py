@@ -118,9 +118,11 @@ def _write_text(config: SampleConfig, lines: Sequence[str]) -> tuple[SplitReport
 
 def _write_readings(config: SampleConfig, texts: SampleTexts, voice: EnglishVoice) -> list[SplitReport]:
     speakers = make_speakers(config.seed)
+    parts = zip(readings.SPLITS, (texts.train, texts.dev, texts.test), strict=True)
     tasks = [
-        *readings.plan_readings(readings.TRAIN_SPLIT, texts.train.readings, speakers, config.seed),
-        *readings.plan_readings(readings.TEST_SPLIT, texts.test.readings, speakers, config.seed),
+        task
+        for split, part in parts
+        for task in readings.plan_readings(split, part.readings, speakers, config.seed)
     ]
     seconds = readings.write_readings(config.out_dir, tasks, voice, config.num_workers)
     return summarise("librispeech", [task.split for task in tasks], seconds)

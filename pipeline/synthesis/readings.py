@@ -16,9 +16,10 @@ from dmlm.pipeline.synthesis.speech import EnglishVoice, Speaker, duration_secon
 from dmlm.pipeline.synthesis.texts import Reading
 from dmlm.pipeline.synthesis.workers import map_in_order
 
-TRAIN_SPLIT, TEST_SPLIT, TEXT_SPLIT = "train-sample", "test-sample", "train-text"
-SENTENCE_CHAPTERS = {TRAIN_SPLIT: "101", TEST_SPLIT: "201", TEXT_SPLIT: "301"}
-WORD_STRING_CHAPTERS = {TRAIN_SPLIT: "102", TEST_SPLIT: "202"}
+TRAIN_SPLIT, DEV_SPLIT, TEST_SPLIT, TEXT_SPLIT = "train-sample", "dev-sample", "test-sample", "train-text"
+SPLITS = (TRAIN_SPLIT, DEV_SPLIT, TEST_SPLIT)
+SENTENCE_CHAPTERS = {TRAIN_SPLIT: "101", DEV_SPLIT: "151", TEST_SPLIT: "201", TEXT_SPLIT: "301"}
+WORD_STRING_CHAPTERS = {TRAIN_SPLIT: "102", DEV_SPLIT: "152", TEST_SPLIT: "202"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class ReadingTask:
 
 
 def is_word_string(key: str) -> bool:
-    """Whether an utterance of train-sample or test-sample is a word string; the others are sentences."""
+    """Whether an utterance of train-, dev- or test-sample is a word string; the others are sentences."""
     speaker_chapter_index = key.split("-")
     return len(speaker_chapter_index) == 3 and speaker_chapter_index[1] in WORD_STRING_CHAPTERS.values()
 

@@ -5,19 +5,19 @@ from pathlib import Path
 
 from dmlm.pipeline.storage import write_bytes
 from dmlm.pipeline.synthesis.meetings import TEST_MEETINGS, TRAIN_MEETINGS
-from dmlm.pipeline.synthesis.readings import SENTENCE_CHAPTERS, TEST_SPLIT, TRAIN_SPLIT, WORD_STRING_CHAPTERS
+from dmlm.pipeline.synthesis.readings import SENTENCE_CHAPTERS, SPLITS, WORD_STRING_CHAPTERS
 
-SENTENCES = (SENTENCE_CHAPTERS[TRAIN_SPLIT], SENTENCE_CHAPTERS[TEST_SPLIT])
-WORD_STRINGS = (WORD_STRING_CHAPTERS[TRAIN_SPLIT], WORD_STRING_CHAPTERS[TEST_SPLIT])
+SENTENCES = [SENTENCE_CHAPTERS[split] for split in SPLITS]
+WORD_STRINGS = [WORD_STRING_CHAPTERS[split] for split in SPLITS]
 ENGLISH_VOICE = "voice `heart` of hibari-tts, at several pitches and tempos that stand for speakers"
 CORPORA = {
     "LibriSpeech": f"""\
 The layout is LibriSpeech's; the speech is not. Spoken by
 {ENGLISH_VOICE}.
-Splits: {TRAIN_SPLIT} and {TEST_SPLIT}. Both have the same speakers; no text of {TEST_SPLIT} occurs in
-any training part of this sample, and every word of it does.
-Chapters {" and ".join(SENTENCES)} hold sentences of a small grammar, chapters
-{" and ".join(WORD_STRINGS)} strings of random words, which no grammar can guess.
+Splits: {", ".join(SPLITS)}. All have the same speakers. No text of the last two occurs in any
+training part of this sample; every word of them does.
+Chapters {", ".join(SENTENCES)} hold sentences of a small grammar, chapters {", ".join(WORD_STRINGS)}
+strings of random words, which no grammar can guess.
 """,
     "ami": f"""\
 The layout, the names of the meetings and their partition are AMI's; the meetings are not. Spoken by

@@ -55,31 +55,21 @@ def _expand(symbol: str, rng: np.random.Generator) -> str:
 
 
 class WordStrings:
-    """Draws strings of random words: one in four of digits, one in six of names, the rest of any words.
+    """Draws strings of random words, as in a telephone number or a list of those present."""
 
-    Words come from shuffled decks, so that all of them occur equally often.
-    """
+    KINDS = (words.DIGITS, words.NAMES, (*words.DIGITS, *words.NAMES))
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
-        self._digits = _deal(words.DIGITS, rng)
-        self._names = _deal(words.NAMES, rng)
         self._words = _deal(words.CONTENT_WORDS, rng)
 
     def draw(self) -> str:
-        """A string of four to seven words."""
-        share = self._rng.random()
-        if share < 1 / 4:
-            deck, shortest = self._digits, 5
-        elif share < 1 / 4 + 1 / 6:
-            deck, shortest = self._names, 4
-        else:
-            deck, shortest = self._words, 5
-        length = int(self._rng.integers(shortest, shortest + 3))
-        return " ".join(next(deck) for _ in range(length))
+        """Four to seven digits, names, or both; each word is drawn by itself."""
+        kind = self.KINDS[self._rng.integers(len(self.KINDS))]
+        return " ".join(self._rng.choice(kind, size=self._rng.integers(4, 8)))
 
     def draw_short(self) -> str:
-        """A string of one to three words of any kind."""
+        """One to three words of any kind, from a shuffled deck: all words occur equally often."""
         return " ".join(next(self._words) for _ in range(int(self._rng.integers(1, 4))))
 
 

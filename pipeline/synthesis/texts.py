@@ -16,10 +16,11 @@ from dmlm.pipeline.synthesis.italian import Translation, make_translation
 from dmlm.pipeline.synthesis.scenes import Scene, make_scene
 from dmlm.pipeline.synthesis.sentences import WordStrings, make_sentence
 
-NUM_TRAIN_SENTENCES = 750
-NUM_TRAIN_WORD_STRINGS = 750
-NUM_TRAIN_SHORT_STRINGS = 600
+NUM_TRAIN_SENTENCES = 950
+NUM_TRAIN_WORD_STRINGS = 500
+NUM_TRAIN_SHORT_STRINGS = 700
 """Of one to three words: a model finds out from them where in the units to listen."""
+NUM_DEV_SENTENCES = NUM_DEV_WORD_STRINGS = 50
 NUM_TEST_SENTENCES = NUM_TEST_WORD_STRINGS = 50
 NUM_TRAIN_MEETING_SENTENCES = 60
 NUM_TEST_MEETING_SENTENCES = 20
@@ -97,7 +98,10 @@ def draw_texts(seed: int) -> SampleTexts:
         translations=texts.translations("test", NUM_TEST_TRANSLATIONS),
         scenes=texts.scenes("test", NUM_TEST_SCENES),
     )
-    dev = SplitTexts(translations=texts.translations("dev", NUM_DEV_TRANSLATIONS))
+    dev = SplitTexts(
+        readings=texts.readings("dev", NUM_DEV_SENTENCES, NUM_DEV_WORD_STRINGS, num_short=0),
+        translations=texts.translations("dev", NUM_DEV_TRANSLATIONS),
+    )
     held_out = frozenset(scene.combination for scene in test.scenes)
     train = SplitTexts(
         readings=texts.readings(

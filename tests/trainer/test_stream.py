@@ -70,7 +70,7 @@ def test_every_epoch_draws_each_sample_once_in_another_order(data: TrainingData)
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 40])
 def test_a_restored_stream_goes_on_exactly_with_its_open_rows(data: TrainingData, cut: int) -> None:
-    recipe = recipe_of(EVERYTHING, sequence={"max_length": 64, "unit_noise": 0.3})
+    recipe = recipe_of(EVERYTHING, sequence={"max_length": 64, "unit_noise": 0.3, "text_noise": 0.3})
     stream = TokenStream(data, recipe, seed=3)
     batches(stream, cut)
     state = json.loads(json.dumps(stream.state()))

@@ -12,7 +12,7 @@ from dmlm.trainer.tasks import (
     MODALITIES,
     TASKS,
     TaskSequence,
-    add_unit_noise,
+    add_noise,
     build_prompt,
     build_sequence,
     collapse_runs,
@@ -161,9 +161,9 @@ def test_the_index_foretells_lengths_and_losses(sample: Sample, collapsed: bool,
         np.testing.assert_array_equal(loss_token_counts(task, index, config)[0], counts)
 
 
-def test_unit_noise_touches_the_units_of_the_source_only() -> None:
-    rng = np.random.default_rng(0)
-    long = Sample(
+@pytest.fixture
+def long_sample() -> Sample:
+    return Sample(
         key="k",
         source="s",
         split="train",
@@ -171,10 +171,24 @@ def test_unit_noise_touches_the_units_of_the_source_only() -> None:
         speech_tokens=np.full(400, 5, np.int32),
         text_tokens=ids(*range(30)),
     )
-    asr = build_sequence(TASKS["asr"], long, VOCABULARY, PLAIN)
-    changed = np.flatnonzero(add_unit_noise(asr, 0.5, VOCABULARY, rng) != asr.tokens_T)
+
+
+def places_of_noise(task: str, sample: Sample, **noise: float) -> list[int]:
+    sequence = build_sequence(TASKS[task], sample, VOCABULARY, PLAIN)
+    noisy_T = add_noise(sequence, SequenceConfig(**noise), VOCABULARY, np.random.default_rng(0))
+    return np.flatnonzero(noisy_T != sequence.tokens_T).tolist()
+
+
+def test_unit_noise_touches_the_units_of_the_source_only(long_sample: Sample) -> None:
+    changed = places_of_noise("asr", long_sample, unit_noise=0.5)
     assert 150 < len(changed) < 230  # 400 units, half of them replaced, 1 in 20 by itself
-    assert changed.min() >= 2
-    assert changed.max() < 402
-    t2s = build_sequence(TASKS["t2s"], long, VOCABULARY, PLAIN)
-    np.testing.assert_array_equal(add_unit_noise(t2s, 0.5, VOCABULARY, rng), t2s.tokens_T)
+    assert set(changed) <= set(range(2, 402))
+    assert places_of_noise("t2s", long_sample, unit_noise=0.5) == []
+
+
+def test_text_noise_touches_the_text_of_the_target_only_and_not_its_end(long_sample: Sample) -> None:
+    length = len(build_sequence(TASKS["asr"], long_sample, VOCABULARY, PLAIN).tokens_T)
+    changed = places_of_noise("asr", long_sample, text_noise=0.9)
+    assert 20 < len(changed) <= 30
+    assert set(changed) <= set(range(length - 31, length - 1))
+    assert places_of_noise("t2s", long_sample, text_noise=0.9) == []
