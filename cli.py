@@ -16,9 +16,11 @@ COMMANDS = {
     "build-codebook": "dmlm.pipeline.commands:build_codebook",
     "tokenize": "dmlm.pipeline.commands:tokenize",
     "verify": "dmlm.pipeline.commands:verify",
+    "inspect": "dmlm.pipeline.inspection_commands:inspect",
     "train": "dmlm.trainer.commands:train",
     "evaluate": "dmlm.trainer.commands:evaluate",
     "transcribe": "dmlm.trainer.commands:transcribe",
+    "experiment": "dmlm.pipeline.experiment_commands:experiment",
     "demo": "dmlm.trainer.commands:demo",
 }
 """Every command, in the order of the work; imported only when it is asked for."""

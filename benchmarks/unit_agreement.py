@@ -50,7 +50,7 @@ def main() -> None:
                 encoder="whisper:tiny.en",
                 features=encoder.fingerprint,
             )
-            nearest = NearestCentroid(codebook, encoder.device)
+            nearest = NearestCentroid(codebook.centroids_KD, encoder.device)
             first, second = (
                 [collapse_runs(nearest(frames_FD).numpy()) for frames_FD in frames] for frames in sets[1:]
             )

@@ -96,11 +96,11 @@ class Codebook:
 class NearestCentroid:
     """Callable that maps vectors to the ids of their nearest centroids, on one device."""
 
-    def __init__(self, codebook: Codebook, device: "torch.device | str" = "cpu") -> None:
+    def __init__(self, centroids_KD: Vectors, device: "torch.device | str" = "cpu") -> None:
         """Copies the centroids to `device`."""
         import torch
 
-        self._centroids_KD = torch.tensor(codebook.centroids_KD, device=device)
+        self._centroids_KD = torch.tensor(centroids_KD, device=device)
         self._squares_K = self._centroids_KD.square().sum(dim=1)
 
     def __call__(self, vectors_FD: "torch.Tensor") -> "torch.Tensor":

@@ -9,61 +9,39 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_waveform
 from dmlm.pipeline.codebook import Codebook, FitStatistics, fit_codebook, load_codebook
+from dmlm.pipeline.codebook_config import KMEANS, BuildCodebookConfig, check_config, num_bpe_entries
 from dmlm.pipeline.corpus_sampling import CorpusSample, SourceShare, draw_sample
 from dmlm.pipeline.encoders import WindowMode
-from dmlm.pipeline.encoders.weights import absolute_encoder
+from dmlm.pipeline.encoders.registry import absolute_encoder, open_encoder
 from dmlm.pipeline.errors import ConfigError, SampleError
 from dmlm.pipeline.images import load_image
 from dmlm.pipeline.progress import track
 from dmlm.pipeline.samples import ImageCaption, Modality, Utterance, Waveform
-from dmlm.pipeline.sources import SourceOptions
+from dmlm.pipeline.sources import describe_options
 from dmlm.pipeline.storage import sync_directory
 from dmlm.pipeline.tokenizers.patch import ENCODER as PATCH
 from dmlm.pipeline.tokenizers.patch import image_to_patches, patch_features
+from dmlm.pipeline.tokenizers.pretrained import (
+    PretrainedPart,
+    absolute_name,
+    name_image_part,
+    name_speech_part,
+    read_part,
+)
 from dmlm.pipeline.tokenizers.registry import is_codebook, load_tokenizers, read_card, write_card
-from dmlm.pipeline.tokenizers.text import NUM_BYTES, HuggingFaceTextTokenizer, load_text_tokenizer, train_bpe
+from dmlm.pipeline.tokenizers.text import BPE, HuggingFaceTextTokenizer, load_text_tokenizer, train_bpe
 
 __all__ = ["BuildCodebookConfig", "CodebookReport", "SourceShare", "build_codebook", "is_codebook"]
-
-BPE = "bpe:"
 
 Item = TypeVar("Item", Utterance, ImageCaption)
 Loaded = TypeVar("Loaded")
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildCodebookConfig:
-    """Settings of `build-codebook`; the defaults are the command's."""
-
-    root: Path
-    out_dir: Path
-    sources: tuple[SourceShare, ...] = ()
-    """Empty: every source under `root`, in equal shares."""
-    splits: tuple[str, ...] | None = None
-    """None: the training splits, or all where a corpus has none."""
-    lang_pair: str | None = None
-    encoder: str = "whisper:tiny.en"
-    layer: int | None = None
-    """Encoder block from 1; None: after the final layer norm."""
-    window: str = "exact"
-    num_clusters: int = 500
-    max_audio_seconds: float = 3_600.0
-    """Speech that is encoded, drawn from all over the corpora: 180,000 frames."""
-    text_tokenizer: str = "bpe:400"
-    image_tokenizer: str = "patch"
-    image_resolution: int = 128
-    num_image_clusters: int = 512
-    limit: int | None = None
-    """Read only the first items of each source."""
-    seed: int = 0
-    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +51,8 @@ class CodebookReport:
     out_dir: Path
     was_there: bool
     """Nothing was done: the folder held the same codebook."""
-    speech: FitStatistics | None
-    image: FitStatistics | None
+    speech: FitStatistics | PretrainedPart | None
+    image: FitStatistics | PretrainedPart | None
     num_text_tokens: int
     num_left_out: int
     """Items of the sample that were broken."""
@@ -100,12 +78,15 @@ def build_codebook(config: BuildCodebookConfig) -> CodebookReport:
         MissingDependencyError: FAISS is not installed.
     """
     start = time.monotonic()
-    _check(config)
+    check_config(config)
+    is_free = not config.out_dir.exists() or (config.out_dir.is_dir() and not any(config.out_dir.iterdir()))
+    if not is_free and not is_codebook(config.out_dir):
+        raise ConfigError(f"{config.out_dir}: exists and is not a codebook; choose another --out")
     sample = draw_sample(
         config.sources,
         config.root,
         splits=config.splits,
-        options=SourceOptions(lang_pair=config.lang_pair),
+        options=config.options,
         limit=config.limit,
         seed=config.seed,
     )
@@ -118,41 +99,31 @@ def build_codebook(config: BuildCodebookConfig) -> CodebookReport:
     return CodebookReport(
         out_dir=config.out_dir,
         was_there=was_there,
-        speech=_read_statistics(config.out_dir / Modality.SPEECH),
-        image=_read_statistics(config.out_dir / Modality.IMAGE),
+        speech=_read_part(config.out_dir / Modality.SPEECH),
+        image=_read_part(config.out_dir / Modality.IMAGE),
         num_text_tokens=load_tokenizers(config.out_dir).text.num_tokens,
         num_left_out=sample.num_broken + len(left_out),
         seconds=time.monotonic() - start,
     )
 
 
-def _check(config: BuildCodebookConfig) -> None:
-    """Whatever can be refused at once is refused before anything is read."""
-    patch_features(config.image_resolution)
-    if config.window not in list(WindowMode):
-        raise ConfigError(f"window {config.window!r}: must be one of {', '.join(WindowMode)}")
-    if config.image_tokenizer != PATCH:
-        raise ConfigError(f"image tokenizer {config.image_tokenizer!r}: there is only {PATCH!r}")
-    if config.text_tokenizer.startswith(BPE):
-        _num_bpe_entries(config.text_tokenizer)
-    is_free = not config.out_dir.exists() or (config.out_dir.is_dir() and not any(config.out_dir.iterdir()))
-    if not is_free and not is_codebook(config.out_dir):
-        raise ConfigError(f"{config.out_dir}: exists and is not a codebook; choose another --out")
-
-
 def _settings(config: BuildCodebookConfig, sample: CorpusSample) -> dict[str, Any]:
     """What the codebook depends on: settings resolved, data by its hash, no corpus paths."""
     settings = asdict(config)
-    for name in ("root", "out_dir", "device"):
+    for name in ("root", "out_dir", "device", "options"):
         del settings[name]
+    settings |= describe_options(config.options)
     settings["encoder"] = absolute_encoder(config.encoder)
+    settings["speech_tokenizer"] = absolute_name(config.speech_tokenizer)
+    settings["image_tokenizer"] = absolute_name(config.image_tokenizer)
     settings["sources"] = [asdict(part.source) for part in sample.parts]
     settings["splits"] = [list(part.splits) for part in sample.parts]
     return {**settings, "sample_sha256": sample.sha256}
 
 
 def _check_same_settings(directory: Path, settings: Mapping[str, Any]) -> None:
-    found = read_card(directory)["settings"]
+    defaults = {field.name: field.default for field in fields(BuildCodebookConfig)}
+    found = {**defaults, **read_card(directory)["settings"]}
     for name in settings:
         if found.get(name) != settings[name]:
             raise ConfigError(
@@ -169,9 +140,9 @@ def _build(
     try:
         _make_text_tokenizer(config, sample).save(scratch / Modality.TEXT)
         if sample.images:
-            _fit_patches(config, sample, left_out).save(scratch / Modality.IMAGE)
+            _make_image_part(config, sample, left_out).save(scratch / Modality.IMAGE)
         if sample.has_speech:
-            _fit_speech(config, sample, left_out).save(scratch / Modality.SPEECH)
+            _make_speech_part(config, sample, left_out).save(scratch / Modality.SPEECH)
         write_card(scratch, settings)
         os.replace(scratch, config.out_dir)
         sync_directory(config.out_dir.parent)
@@ -181,15 +152,24 @@ def _build(
 
 def _make_text_tokenizer(config: BuildCodebookConfig, sample: CorpusSample) -> HuggingFaceTextTokenizer:
     if config.text_tokenizer.startswith(BPE):
-        return train_bpe(sample.texts, _num_bpe_entries(config.text_tokenizer))
+        return train_bpe(sample.texts, num_bpe_entries(config.text_tokenizer))
     return load_text_tokenizer(config.text_tokenizer)
 
 
-def _num_bpe_entries(name: str) -> int:
-    number = name.removeprefix(BPE)
-    if not (number.isdecimal() and int(number) >= NUM_BYTES):
-        raise ConfigError(f"text tokenizer {name}: bpe:N needs a number of entries from {NUM_BYTES}")
-    return int(number)
+def _make_image_part(
+    config: BuildCodebookConfig, sample: CorpusSample, left_out: list[str]
+) -> Codebook | PretrainedPart:
+    if config.image_tokenizer == PATCH:
+        return _fit_patches(config, sample, left_out)
+    return name_image_part(config.image_tokenizer, config.image_resolution, config.device)
+
+
+def _make_speech_part(
+    config: BuildCodebookConfig, sample: CorpusSample, left_out: list[str]
+) -> Codebook | PretrainedPart:
+    if config.speech_tokenizer == KMEANS:
+        return _fit_speech(config, sample, left_out)
+    return name_speech_part(config.speech_tokenizer, config.device)
 
 
 def _fit_patches(config: BuildCodebookConfig, sample: CorpusSample, left_out: list[str]) -> Codebook:
@@ -205,9 +185,7 @@ def _fit_patches(config: BuildCodebookConfig, sample: CorpusSample, left_out: li
 
 
 def _fit_speech(config: BuildCodebookConfig, sample: CorpusSample, left_out: list[str]) -> Codebook:
-    from dmlm.pipeline.encoders.whisper import open_whisper_encoder
-
-    encoder = open_whisper_encoder(
+    encoder = open_encoder(
         config.encoder, layer=config.layer, window=WindowMode(config.window), device=config.device
     )
     waveforms = _draw_waveforms(sample, config.max_audio_seconds, left_out)
@@ -246,11 +224,15 @@ def _readable(items: Iterable[Item], load: Callable[[Item], Loaded], left_out: l
             yield loaded
 
 
-def _read_statistics(directory: Path) -> FitStatistics | None:
-    return load_codebook(directory).statistics if directory.is_dir() else None
+def _read_part(directory: Path) -> FitStatistics | PretrainedPart | None:
+    if not directory.is_dir():
+        return None
+    return read_part(directory) or load_codebook(directory).statistics
 
 
-def _describe(fit: FitStatistics) -> str:
+def _describe(fit: FitStatistics | PretrainedPart) -> str:
+    if isinstance(fit, PretrainedPart):
+        return f"{fit.name}, not fitted here; its weights: {fit.terms.licence}"
     kept = f"{fit.num_kept} of {fit.num_seen} vectors"
     explained = 1 - fit.inertia / fit.variance if fit.variance else 1.0
     return (

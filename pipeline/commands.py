@@ -5,13 +5,23 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.source_options import source_options
+from dmlm.pipeline.tokenizer_options import codebook_options, tokenizer_options
 
-SOURCE_NAMES = ("librispeech", "ami", "covost", "coco")
+if TYPE_CHECKING:
+    from dmlm.pipeline.sources import SourceOptions
+    from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
+
+CORPUS_NAMES = ("librispeech", "ami", "covost", "coco")
+"""Sources that have a folder of their own, so that they are found without being named."""
+WITHOUT_FILES = ("text", "units")
+"""Sources without audio and images: only their texts are tokenized."""
+SOURCE_NAMES = (*CORPUS_NAMES, "jsonl", "hf", "text", "units")
 DEFAULT_CODEBOOK = Path("codebook")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -24,20 +34,13 @@ def root_option() -> Decorator:
         type=click.Path(path_type=Path),
         envvar="DMLM_DATA",
         show_envvar=True,
-        help="Folder that holds LibriSpeech/ ami/ covost/ coco/, or the corpus folder itself.",
+        help="Folder that holds LibriSpeech/ ami/ covost/ coco/, the corpus folder itself, or your own file.",
     )
 
 
 def split_option() -> Decorator:
     """`--split`, several times."""
     return click.option("--split", "splits", multiple=True, help="Split to read; may be repeated.")
-
-
-def lang_pair_option() -> Decorator:
-    """`--lang-pair` of CoVoST."""
-    return click.option(
-        "--lang-pair", help="CoVoST language pair such as it_en.  [default: the only one present]"
-    )
 
 
 def limit_option(what: str) -> Decorator:
@@ -105,33 +108,8 @@ def sample(out_dir: Path, seed: int, text_path: Path | None, limit: int | None) 
 )
 @root_option()
 @split_option()
-@lang_pair_option()
-@click.option(
-    "--encoder",
-    default="whisper:tiny.en",
-    show_default=True,
-    help="whisper:NAME, or the path of an openai .pt file or a CTranslate2 folder.",
-)
-@click.option("--layer", default="last", show_default=True, help="Encoder block from 1, or last.")
-@click.option("--clusters", "num_clusters", type=click.IntRange(min=1), default=500, show_default=True)
-@click.option(
-    "--window",
-    type=click.Choice(["exact", "padded"]),
-    default="exact",
-    show_default=True,
-    help="Encode the true length, or pad to 30 s as Whisper was trained.",
-)
-@click.option(
-    "--text-tokenizer",
-    default="bpe:400",
-    show_default=True,
-    help="A Hugging Face name or folder, or bpe:N to train one here.",
-)
-@click.option("--image-tokenizer", type=click.Choice(["patch"]), default="patch", show_default=True)
-@click.option("--image-resolution", type=click.IntRange(min=8), default=128, show_default=True)
-@click.option(
-    "--image-clusters", "num_image_clusters", type=click.IntRange(min=1), default=512, show_default=True
-)
+@source_options
+@codebook_options
 @limit_option("samples of each source")
 @seed_option()
 @device_option()
@@ -142,7 +120,6 @@ def build_codebook(
     splits: tuple[str, ...],
     layer: str,
     out_dir: Path | None,
-    image_tokenizer: str,
     **settings: Any,
 ) -> None:
     """Fit every codebook that the sources need: speech units, image codes, text tokens.
@@ -194,13 +171,21 @@ def parse_layer(text: str) -> int | None:
 @click.option("--source", type=click.Choice(SOURCE_NAMES), required=True, help="Corpus to read.")
 @root_option()
 @split_option()
-@lang_pair_option()
+@source_options
 @click.option(
     "--codebook",
     "codebook_dir",
     type=click.Path(path_type=Path),
     help="Folder of build-codebook.  [default: ./codebook, built first when it is not there]",
 )
+@tokenizer_options
+@click.option(
+    "--reuse",
+    "reuse_dir",
+    type=click.Path(path_type=Path),
+    help="Data set of the same items: take over the tokens whose tokenizer is the same.",
+)
+@click.option("--dry-run", is_flag=True, help="Only estimate audio, tokens, bytes and time from a sample.")
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./shards/SOURCE]")
 @limit_option("samples")
 @device_option()
@@ -208,8 +193,12 @@ def tokenize(
     source: str,
     root: Path | None,
     splits: tuple[str, ...],
-    lang_pair: str | None,
+    options: "SourceOptions",
     codebook_dir: Path | None,
+    choice: "TokenizerChoice",
+    unit_backend: str,
+    reuse_dir: Path | None,
+    dry_run: bool,
     out_dir: Path | None,
     limit: int | None,
     device: str,
@@ -220,32 +209,60 @@ def tokenize(
 
     Example:  dmlm-cli tokenize --source librispeech --root /data --codebook codebook --out shards/librispeech
     """
+    from dmlm.pipeline.dry_run import estimate_run
     from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
 
+    if dry_run and reuse_dir is not None:
+        raise ConfigError("--dry-run measures how long encoding takes; leave out --reuse")
     root = resolve_root(root, source)
     if out_dir is None:
         announce_default("--out", out_dir := Path("shards") / source)
+    if codebook_dir is None and not choice.replaces_codebook(has_text_only=source in WITHOUT_FILES):
+        if dry_run and not DEFAULT_CODEBOOK.is_dir():
+            raise ConfigError(
+                f"--dry-run builds nothing, and {DEFAULT_CODEBOOK} is not there; give --codebook"
+            )
+        codebook_dir = default_codebook(source, root, options, choice, device)
     config = TokenizeConfig(
         source=source,
         root=root,
         splits=splits or None,
-        lang_pair=lang_pair,
-        codebook_dir=codebook_dir or default_codebook(root, device),
+        options=options,
+        codebook_dir=codebook_dir,
+        choice=choice,
+        unit_backend=unit_backend,
         out_dir=out_dir,
         limit=limit,
         device=device,
+        reuse_dir=reuse_dir,
     )
-    click.echo(tokenize(config).table())
+    click.echo(estimate_run(config).table() if dry_run else tokenize(config).table())
 
 
-def default_codebook(root: Path, device: str) -> Path:
-    """`./codebook`, built from every source present when it is not there yet."""
-    from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook, is_codebook
+def default_codebook(
+    source: str, root: Path, options: "SourceOptions", choice: "TokenizerChoice", device: str
+) -> Path:
+    """`./codebook`, built when it is not there: from every corpus present, or from the user's own files."""
+    from dmlm.pipeline.codebook_building import (
+        BuildCodebookConfig,
+        SourceShare,
+        build_codebook,
+        is_codebook,
+    )
 
     announce_default("--codebook", DEFAULT_CODEBOOK)
     if not is_codebook(DEFAULT_CODEBOOK):
-        click.echo(f"{DEFAULT_CODEBOOK} is not there: building it first, from every source present", err=True)
-        config = BuildCodebookConfig(root=root, out_dir=DEFAULT_CODEBOOK, device=device)
+        sources = () if source in CORPUS_NAMES else (SourceShare(name=source),)
+        origin = "every source present" if source in CORPUS_NAMES else source
+        click.echo(f"{DEFAULT_CODEBOOK} is not there: building it first, from {origin}", err=True)
+        config = BuildCodebookConfig(
+            sources=sources,
+            root=root,
+            options=options,
+            out_dir=DEFAULT_CODEBOOK,
+            device=device,
+            **choice.build_settings(),
+        )
         click.echo(build_codebook(config).table(), err=True)
     return DEFAULT_CODEBOOK
 
@@ -254,7 +271,13 @@ def default_codebook(root: Path, device: str) -> Path:
 @click.option(
     "--shards", "shard_dirs", type=click.Path(path_type=Path), multiple=True, required=True, help="Data set."
 )
-def verify(shard_dirs: tuple[Path, ...]) -> None:
+@click.option(
+    "--reencode", "num_samples", type=click.IntRange(min=1), help="Also make N samples again from the corpus."
+)
+@root_option()
+@seed_option()
+@device_option()
+def verify(shard_dirs: tuple[Path, ...], num_samples: int | None, root: Path | None, **settings: Any) -> None:
     """Check every byte and every id of a data set against its card and index.
 
     Example:  dmlm-cli verify --shards shards/librispeech
@@ -262,4 +285,14 @@ def verify(shard_dirs: tuple[Path, ...]) -> None:
     from dmlm.pipeline.shards import verify_dataset
 
     for directory in shard_dirs:
-        click.echo(verify_dataset(directory).summary())
+        whole = verify_dataset(directory)
+        click.echo(whole.summary())
+        if num_samples is not None:
+            from dmlm.pipeline.reencoding import ReencodeConfig, reencode
+
+            place = resolve_root(root, whole.name)
+            again = reencode(
+                ReencodeConfig(directory=directory, root=place, num_samples=num_samples, **settings)
+            )
+            click.echo(again.table())
+            again.check()

@@ -14,7 +14,7 @@ import numpy as np
 
 from dmlm.pipeline.errors import ConfigError, SampleError
 from dmlm.pipeline.randomness import generator_for
-from dmlm.pipeline.samples import Broken, ImageCaption, SourceItem, Utterance
+from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem, TextLine, Utterance
 from dmlm.pipeline.sources import Source, SourceOptions, open_source, sources_present
 from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.text_rules import apply_text_rule
@@ -195,8 +195,8 @@ def _draw(share: SourceShare, source: Source, limit: int | None, seed: int) -> S
 def _texts_of(item: SourceItem, rule: str) -> Iterator[str]:
     if isinstance(item, Broken):
         raise SampleError(item.reason)
-    if isinstance(item, Utterance | ImageCaption):
-        translation = item.translation if isinstance(item, Utterance) else None
+    if not isinstance(item, Skipped):
+        translation = item.translation if isinstance(item, Utterance | TextLine) else None
         for raw in (item.text, translation):
             if raw and (text := apply_text_rule(rule, raw)):
                 check_unicode(text)

@@ -1,30 +1,28 @@
-"""The items of a shard -> samples, and ledger entries for those that are left out or broken.
+"""The items of a shard -> samples, and ledger entries for those that are left out or broken."""
 
-Files are loaded ahead by a few threads while the tokenizer computes; a file that cannot be loaded costs its
-own samples and nothing else.
-"""
-
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
+
 from dmlm.pipeline.audio import load_waveform
-from dmlm.pipeline.errors import AnnotationError, AudioError, ConfigError, DmlmError, ImageError, SampleError
+from dmlm.pipeline.errors import AnnotationError, AudioError, ConfigError, ImageError, SampleError
+from dmlm.pipeline.file_encoding import Encoded, Outcome, encode_files
 from dmlm.pipeline.images import load_image
 from dmlm.pipeline.quarantine import LedgerEntry
 from dmlm.pipeline.samples import (
     Broken,
     ImageCaption,
     Modality,
-    Pixels,
     Sample,
     Skipped,
     SourceItem,
+    TextLine,
     TokenArray,
+    UnitInventory,
+    UnitLine,
     Utterance,
     Waveform,
 )
@@ -35,25 +33,21 @@ from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers import ImageTokenizer, SpeechTokenizer, TextTokenizer
 from dmlm.pipeline.vocabulary import Vocabulary
 
-T = TypeVar("T")
-Raw = TypeVar("Raw", Waveform, Pixels)
 Tokenizer = TypeVar("Tokenizer", SpeechTokenizer, ImageTokenizer)
-
-NUM_LOADERS: Final = min(8, os.cpu_count() or 1)
-MAX_LOADED_AHEAD: Final = 2 * NUM_LOADERS
 
 _STAGES: Final = {AudioError: "audio", ImageError: "image"}
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Tokens of one file, and the length of what was loaded: audio samples, or rows of pixels."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownOutcomes:
+    """What became of the files of a task, where nothing has to be encoded for it; None: it has."""
 
-    tokens: TokenArray
-    length: int
+    speech: Mapping[str, Outcome] | None = None
+    """By key."""
+    images: Mapping[Path, Outcome] | None = None
 
 
-Outcome = Encoded | SampleError
+NOTHING_KNOWN: Final = KnownOutcomes()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +58,14 @@ class ItemEncoder:
     image: ImageTokenizer | None
     text: TextTokenizer
     text_rule: str
+    units: UnitInventory | None = None
+    """Of speech that comes as units; then `speech` is None."""
 
     @property
     def fingerprints(self) -> dict[Modality, dict[str, Any]]:
         """Fingerprint of each tokenizer, with a `sha256` of the rest."""
-        tokenizers = {Modality.TEXT: self.text, Modality.SPEECH: self.speech, Modality.IMAGE: self.image}
+        speech = self.speech or self.units
+        tokenizers = {Modality.TEXT: self.text, Modality.SPEECH: speech, Modality.IMAGE: self.image}
         return {
             modality: {**tokenizer.fingerprint, "sha256": fingerprint_sha256(tokenizer.fingerprint)}
             for modality, tokenizer in tokenizers.items()
@@ -78,22 +75,30 @@ class ItemEncoder:
     @property
     def vocabulary(self) -> Vocabulary:
         """Sizes that the ids keep within."""
+        speech = self.speech or self.units
         return Vocabulary(
             num_text=self.text.num_tokens,
-            num_speech=self.speech.num_tokens if self.speech else 0,
+            num_speech=speech.num_tokens if speech else 0,
             num_image=self.image.num_tokens if self.image else 0,
             bos_id=self.text.bos_id,
             eos_id=self.text.eos_id,
         )
 
-    def encode(self, task: ShardTask, on_file: Callable[[], None]) -> list[Sample | LedgerEntry]:
+    def encode(
+        self, task: ShardTask, on_file: Callable[[], None], known: KnownOutcomes = NOTHING_KNOWN
+    ) -> list[Sample | LedgerEntry]:
         """What becomes of each item of a task, in order; `on_file` is called after each file.
 
         Raises:
             ConfigError: The items need a tokenizer that is not there.
         """
-        speech = self._encode_speech(task.utterances, on_file)
-        images = self._encode_images(task.image_paths, on_file)
+        for _ in (*(known.speech or ()), *(known.images or ())):
+            on_file()
+        speech, images = known.speech, known.images
+        if speech is None:
+            speech = self._encode_speech(task.utterances, on_file)
+        if images is None:
+            images = self._encode_images(task.image_paths, on_file)
         return [self._finish_item(item, speech, images) for item in task.items]
 
     def _encode_speech(
@@ -130,6 +135,10 @@ class ItemEncoder:
                     sample = self._speech_sample(item, _encoded(speech[item.key]))
                 case ImageCaption():
                     sample = self._image_sample(item, _encoded(images[item.image_path]))
+                case TextLine():
+                    sample = self._text_sample(item)
+                case UnitLine():
+                    sample = self._unit_sample(item)
             encode_members(sample)
         except SampleError as error:
             return _quarantined(item, _STAGES.get(type(error), "text"), error)
@@ -166,67 +175,34 @@ class ItemEncoder:
             text_tokens=self._text_tokens(item.text),
         )
 
+    def _text_sample(self, item: TextLine) -> Sample:
+        return Sample(
+            key=item.key,
+            source=item.source,
+            split=item.split,
+            text=item.text,
+            language=item.language,
+            translation=item.translation,
+            translation_language=item.translation_language,
+            text_tokens=self._text_tokens(item.text),
+            translation_tokens=self._text_tokens(item.translation),
+        )
+
+    def _unit_sample(self, item: UnitLine) -> Sample:
+        return Sample(
+            key=item.key,
+            source=item.source,
+            split=item.split,
+            text=item.text,
+            language=item.language,
+            speech_tokens=np.array(item.units.split(), dtype=np.int32),
+            text_tokens=self._text_tokens(item.text),
+        )
+
     def _text_tokens(self, text: str | None) -> TokenArray | None:
         """None when the text rule leaves nothing to say."""
         ruled = apply_text_rule(self.text_rule, text or "")
         return self.text.encode(ruled) if ruled else None
-
-
-def encode_files(
-    items: Sequence[T],
-    load: Callable[[T], Raw],
-    encode: Callable[[Iterable[Raw]], Iterator[TokenArray]],
-    error_type: type[SampleError],
-    on_file: Callable[[], None],
-) -> list[Outcome]:
-    """Loads each item and encodes what could be loaded; one outcome for each item, in their order."""
-    failed: dict[int, SampleError] = {}
-    lengths: dict[int, int] = {}
-
-    def loaded() -> Iterator[Raw]:
-        for index, raw in enumerate(load_ahead(items, load, error_type)):
-            if isinstance(raw, SampleError):
-                failed[index] = raw
-                on_file()
-            else:
-                lengths[index] = len(raw)
-                yield raw
-
-    tokens = []
-    for ids in encode(loaded()):
-        tokens.append(ids)
-        on_file()
-    encoded = zip(lengths.items(), tokens, strict=True)
-    outcomes = failed | {index: Encoded(ids, length) for (index, length), ids in encoded}
-    return [outcomes[index] for index in range(len(items))]
-
-
-def load_ahead(
-    items: Iterable[T], load: Callable[[T], Raw], error_type: type[SampleError]
-) -> Iterator[Raw | SampleError]:
-    """Yields what `load` gives for each item, in order; a few are loaded while the consumer works.
-
-    Whatever a decoder raises costs its own sample only; errors of settings and packages end the run.
-    """
-
-    def load_or_error(item: T) -> Raw | SampleError:
-        try:
-            return load(item)
-        except SampleError as error:
-            return error
-        except (DmlmError, ImportError):
-            raise
-        except Exception as error:
-            return error_type(f"{type(error).__name__}: {error}")
-
-    pending: deque[Future[Raw | SampleError]] = deque()
-    with ThreadPoolExecutor(NUM_LOADERS) as pool:
-        for item in items:
-            pending.append(pool.submit(load_or_error, item))
-            if len(pending) > MAX_LOADED_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _encoded(outcome: Outcome) -> Encoded:

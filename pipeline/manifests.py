@@ -46,8 +46,11 @@ class CorpusManifest:
     default_root: str
     """Folder that holds `corpus_dir`, relative to the working directory."""
     corpus_dir: str
+    """Empty: the corpus has no folder of its own, it is whatever `--root` names."""
     text_rule: str
     splits: tuple[SplitManifest, ...]
+    download: str = ""
+    """Where the corpus can be had, for people; empty: the user brings it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import Final
 
 import dmlm
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, ShardCorruptError
-from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.shard_tasks import Recipe
+from dmlm.pipeline.samples import Modality, UnitInventory
+from dmlm.pipeline.shard_tasks import Recipe, ShardTask, task_sha256
 from dmlm.pipeline.shards import (
     CODEBOOK_NAME,
     DatasetCard,
@@ -22,7 +22,7 @@ from dmlm.pipeline.shards import (
 )
 from dmlm.pipeline.shards.card import CARD_NAME, LEDGER_NAME, encode_ledger
 from dmlm.pipeline.storage import sha256_file, write_bytes, write_json
-from dmlm.pipeline.tokenizers.registry import CARD, read_card
+from dmlm.pipeline.tokenizers.registry import CARD, UNITS, read_card
 from dmlm.pipeline.vocabulary import Vocabulary
 
 RUN_NAME: Final = "run.json"
@@ -97,6 +97,23 @@ def load_published(directory: Path, task_sha256s: Sequence[str]) -> DatasetCard 
     return card
 
 
+def check_same_items(directory: Path, card: DatasetCard, recipe: Recipe, tasks: Iterable[ShardTask]) -> None:
+    """Checks that the data set in `directory` was made from just these tasks, whatever its tokenizers.
+
+    Raises:
+        FingerprintMismatchError: It was made with other settings, or from other items or files.
+    """
+    if differences := list(_differences(card.settings, recipe["settings"])):
+        raise FingerprintMismatchError(
+            f"{directory} holds a data set of other settings: {'; '.join(differences[:4])}"
+        )
+    theirs = {**recipe, "text_rule": card.text_rule, "fingerprints": card.fingerprints}
+    if [shard.task_sha256 for shard in card.shards] != [task_sha256(task, theirs) for task in tasks]:
+        raise FingerprintMismatchError(
+            f"{directory} was made from other items or files than --root holds; give the root it was made of"
+        )
+
+
 def files_are_whole(directory: Path, card: DatasetCard) -> bool:
     """Whether ledger and codebook are as the card says, and the indexes too."""
     files = {**card.files, **{f"{shard.name}.parquet": shard.index_sha256 for shard in card.shards}}
@@ -147,12 +164,21 @@ def _remove_strays(directory: Path, name: str, kept: set[str]) -> None:
             path.unlink()
 
 
-def copy_codebook(source: Path, directory: Path, modalities: Collection[Modality]) -> None:
-    """Copies the parts of a codebook folder that a data set uses; the copy is a codebook folder too."""
+def copy_codebook(
+    source: Path, directory: Path, modalities: Collection[Modality], units: UnitInventory | None = None
+) -> None:
+    """Copies the parts of a codebook folder that a data set uses; the copy is a codebook folder too.
+
+    For speech that came as units it names them where the codebook would be.
+    """
     card = read_card(source)
     used = {name: sha256 for name, sha256 in card["files"].items() if Path(name).parts[0] in modalities}
     for name in used:
         write_bytes(directory / name, (source / name).read_bytes())
+    if units:
+        path = directory / Modality.SPEECH / UNITS
+        write_json(path, units.fingerprint)
+        used[path.relative_to(directory).as_posix()] = sha256_file(path)
     write_json(directory / CARD, {**card, "files": used})
 
 

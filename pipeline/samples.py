@@ -1,7 +1,7 @@
 """The data types that flow through the house, in the order of the flow.
 
-source -> Utterance | ImageCaption | Skipped | Broken -> waveform or pixels -> Activations -> Units
-       -> Sample -> shard
+source -> Utterance | ImageCaption | TextLine | UnitLine | Skipped | Broken
+       -> waveform or pixels -> Activations -> Units -> Sample -> shard
 
 Suffixes of arrays: F frame, P image position (raster order), N text position, D width.
 """
@@ -91,7 +91,48 @@ class Broken:
     reason: str
 
 
-SourceItem = Utterance | ImageCaption | Skipped | Broken
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextLine:
+    """Text without speech or image."""
+
+    key: str
+    source: str
+    split: str
+    text: str
+    language: str | None = None
+    translation: str | None = None
+    translation_language: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitInventory:
+    """Speech units that somebody else made: all that is known of their tokenizer."""
+
+    name: str
+    """Units of one name fit together; whoever gives the name vouches for that."""
+    num_tokens: int
+
+    @property
+    def fingerprint(self) -> dict[str, str | int | float | bool | None]:
+        """What data sets of these units are compared by."""
+        return {"tokenizer": "units", "name": self.name, "num_tokens": self.num_tokens}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitLine:
+    """Speech that comes as units already."""
+
+    key: str
+    source: str
+    split: str
+    units: str
+    """Decimal ids with spaces between them, each in the range of the inventory."""
+    inventory: UnitInventory
+    text: str | None = None
+    language: str | None = None
+
+
+SourceItem = Utterance | ImageCaption | TextLine | UnitLine | Skipped | Broken
 
 
 @dataclass(frozen=True, slots=True, eq=False)

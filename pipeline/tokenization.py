@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.item_encoding import ItemEncoder, require
+from dmlm.pipeline.item_encoding import NOTHING_KNOWN, ItemEncoder, require
 from dmlm.pipeline.manifests import load_manifest
 from dmlm.pipeline.output_folder import (
     claim_folder,
@@ -24,7 +24,8 @@ from dmlm.pipeline.output_folder import (
 )
 from dmlm.pipeline.progress import Progress
 from dmlm.pipeline.quarantine import BadSampleBudget, LedgerEntry
-from dmlm.pipeline.samples import Modality, Sample, SourceItem, Utterance
+from dmlm.pipeline.reuse import EarlierDataset, open_earlier_dataset
+from dmlm.pipeline.samples import Modality, Sample, SourceItem, TextLine, UnitLine, Utterance
 from dmlm.pipeline.shard_tasks import Recipe, ShardTask, plan_shards, task_sha256
 from dmlm.pipeline.shards import (
     CODEBOOK_NAME,
@@ -35,9 +36,11 @@ from dmlm.pipeline.shards import (
     write_shard,
 )
 from dmlm.pipeline.shards.format import FORMAT_VERSION
-from dmlm.pipeline.sources import Source, SourceOptions, open_source
+from dmlm.pipeline.sources import DEFAULT_OPTIONS, Source, SourceOptions, describe_options, open_source
 from dmlm.pipeline.storage import write_json
-from dmlm.pipeline.tokenizers.registry import load_tokenizers
+from dmlm.pipeline.tokenizers.choosing import AS_IN_CODEBOOK, TokenizerChoice, chosen_codebook
+from dmlm.pipeline.tokenizers.pretrained import TRANSFORMERS, add_terms
+from dmlm.pipeline.tokenizers.registry import Tokenizers, load_tokenizers
 from dmlm.pipeline.vocabulary import Vocabulary
 
 REPORT_NAME: Final = "report.json"
@@ -52,17 +55,22 @@ class TokenizeConfig:
     source: str
     root: Path
     """Folder that holds the corpus folder, or the corpus folder itself."""
-    codebook_dir: Path
+    codebook_dir: Path | None
+    """None: every tokenizer needed is in `choice`."""
     out_dir: Path
+    choice: TokenizerChoice = AS_IN_CODEBOOK
+    unit_backend: str = TRANSFORMERS
+    """What computes the Seamless codec."""
     splits: tuple[str, ...] | None = None
     """None: all."""
-    lang_pair: str | None = None
-    """None: the only one present."""
+    options: SourceOptions = DEFAULT_OPTIONS
     limit: int | None = None
     """Items of the source to take; None: all."""
     samples_per_shard: int = 1000
     """A kill costs at most the work of one shard; training wants many more shards than readers."""
     device: str = "auto"
+    reuse_dir: Path | None = None
+    """Data set of the same items to take the tokens from whose tokenizer is the same."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "samples_per_shard"):
@@ -100,12 +108,22 @@ def tokenize(config: TokenizeConfig) -> TokenizeReport:
 
     Raises:
         ConfigError: The corpus, the codebook or a part of it is not there, or `out_dir` holds something else.
-        FingerprintMismatchError: `out_dir` holds a data set of other settings; it is left as it is.
+        FingerprintMismatchError: `out_dir` holds a data set of other settings, which is left as it is, or
+            `reuse_dir` one of other items.
+        ShardCorruptError: `reuse_dir` is not finished, or a shard of it is damaged.
         BadSampleBudgetError: Too many broken samples; finished shards stay for the next run.
         OSError: The disk is full or fails; nothing partial is published.
     """
     start = time.monotonic()
-    plan = _plan(config)
+    with chosen_codebook(
+        config.codebook_dir, config.choice, device=config.device, unit_backend=config.unit_backend
+    ) as codebook_dir:
+        return _tokenize(config, codebook_dir, start)
+
+
+def _tokenize(config: TokenizeConfig, codebook_dir: Path, start: float) -> TokenizeReport:
+    plan = plan_tokenization(config, codebook_dir)
+    earlier = _open_earlier(config, plan)
     claim_folder(config.out_dir, plan.recipe, _whereabouts(config))
     card = load_published(config.out_dir, list(plan.tasks))
     finished = {
@@ -117,9 +135,10 @@ def tokenize(config: TokenizeConfig) -> TokenizeReport:
         _logger.warning("%s is complete already: nothing to do", config.out_dir)
         return _report(card.totals, time.monotonic() - start)
     withdraw(config.out_dir)
-    copy_codebook(config.codebook_dir, config.out_dir / CODEBOOK_NAME, plan.modalities)
-    shards = list(_finish_shards(config, plan, finished))
-    licence = load_manifest(config.source).licence
+    copy_codebook(codebook_dir, config.out_dir / CODEBOOK_NAME, plan.modalities, plan.encoder.units)
+    terms = Tokenizers(config.out_dir / CODEBOOK_NAME).terms
+    licence = add_terms(load_manifest(config.source).licence, terms)
+    shards = list(_finish_shards(config, plan, finished, earlier))
     card = publish(config.out_dir, config.source, shards, plan.recipe, plan.vocabulary, licence)
     report = _report(card.totals, time.monotonic() - start)
     write_json(config.out_dir / REPORT_NAME, asdict(report))
@@ -127,7 +146,7 @@ def tokenize(config: TokenizeConfig) -> TokenizeReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class TokenizePlan:
     """All that a run does: which tasks, with which tokenizers."""
 
     encoder: ItemEncoder
@@ -138,26 +157,36 @@ class _Plan:
 
     @property
     def modalities(self) -> set[Modality]:
-        return {Modality(name) for name in self.recipe["fingerprints"]}
+        """Parts of the codebook that the data set is made with."""
+        ready_made = {Modality.SPEECH} if self.encoder.units else set()
+        return {Modality(name) for name in self.recipe["fingerprints"]} - ready_made
 
 
-def _plan(config: TokenizeConfig) -> _Plan:
-    tokenizers = load_tokenizers(config.codebook_dir, config.device)
-    options = SourceOptions(lang_pair=config.lang_pair)
-    source = open_source(config.source, config.root, config.splits, options)
+def plan_tokenization(config: TokenizeConfig, codebook_dir: Path) -> TokenizePlan:
+    """Opens the source and the tokenizers that it needs, and says which shards there will be.
+
+    Raises:
+        ConfigError: The corpus or a tokenizer is not there, or there is nothing to tokenize.
+    """
+    tokenizers = load_tokenizers(codebook_dir, config.device, config.unit_backend)
+    source = open_source(config.source, config.root, config.splits, config.options)
     items = list(islice(source.iter_items(), config.limit))
     tasks = plan_shards(config.source, items, config.samples_per_shard)
     has_speech = any(task.utterances for task in tasks)
     has_images = any(task.image_paths for task in tasks)
-    if not has_speech and not has_images:
+    units = next((item.inventory for item in items if isinstance(item, UnitLine)), None)
+    has_texts = any(isinstance(item, TextLine) for item in items)
+    if not (has_speech or has_images or units or has_texts):
         raise ConfigError(
             f"{config.source}: nothing to tokenize in {config.root}, {len(items)} items left out"
         )
+    _check_choice(config, has_speech, has_images)
     encoder = ItemEncoder(
         speech=require(tokenizers.speech, Modality.SPEECH) if has_speech else None,
         image=require(tokenizers.image, Modality.IMAGE) if has_images else None,
         text=tokenizers.text,
         text_rule=source.text_rule,
+        units=units,
     )
     recipe = {
         "format_version": FORMAT_VERSION,
@@ -165,12 +194,24 @@ def _plan(config: TokenizeConfig) -> _Plan:
         "text_rule": source.text_rule,
         "fingerprints": encoder.fingerprints,
     }
-    return _Plan(
+    return TokenizePlan(
         encoder=encoder,
         recipe=recipe,
         vocabulary=encoder.vocabulary,
         tasks={task_sha256(task, recipe): task for task in tasks},
     )
+
+
+def _check_choice(config: TokenizeConfig, has_speech: bool, has_images: bool) -> None:
+    """What is asked for and has nothing to work on is a mistake, not a preference."""
+    asked_for = {
+        "--speech-tokenizer": config.choice.speech and not has_speech,
+        "--unit-backend": config.unit_backend != TRANSFORMERS and not has_speech,
+        "--image-tokenizer": config.choice.image and not has_images,
+    }
+    for option, is_idle in asked_for.items():
+        if is_idle:
+            raise ConfigError(f"{option}: {config.source} has nothing to encode with it; leave it out")
 
 
 def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem]) -> dict[str, Any]:
@@ -183,6 +224,7 @@ def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem
     return {
         "source": config.source,
         "splits": list(source.splits),
+        **describe_options(config.options),
         "lang_pair": pairs.pop() if len(pairs) == 1 else None,
         "limit": config.limit,
         "samples_per_shard": config.samples_per_shard,
@@ -190,11 +232,27 @@ def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem
 
 
 def _whereabouts(config: TokenizeConfig) -> dict[str, str]:
-    return {"root": str(config.root), "codebook": str(config.codebook_dir), "device": config.device}
+    return {
+        "root": str(config.root),
+        "codebook": str(config.codebook_dir),
+        "device": config.device,
+        "reuse": str(config.reuse_dir),
+    }
+
+
+def _open_earlier(config: TokenizeConfig, plan: TokenizePlan) -> EarlierDataset | None:
+    if config.reuse_dir is None:
+        return None
+    if config.reuse_dir.resolve() == config.out_dir.resolve():
+        raise ConfigError(f"--reuse {config.reuse_dir}: is --out itself; choose another --out")
+    return open_earlier_dataset(config.reuse_dir, plan.encoder, plan.recipe, plan.tasks.values())
 
 
 def _finish_shards(
-    config: TokenizeConfig, plan: _Plan, finished: Mapping[str, FinishedShard]
+    config: TokenizeConfig,
+    plan: TokenizePlan,
+    finished: Mapping[str, FinishedShard],
+    earlier: EarlierDataset | None,
 ) -> Iterator[FinishedShard]:
     """Yields every shard of the plan, in order; writes those that are not finished yet."""
     tasks = plan.tasks
@@ -207,7 +265,8 @@ def _finish_shards(
             progress.advance(task.num_files)
             yield finished[sha256]
         else:
-            results = plan.encoder.encode(task, progress.advance)
+            known = earlier.look_up(task) if earlier else NOTHING_KNOWN
+            results = plan.encoder.encode(task, progress.advance, known)
             budget.spend(results)
             yield write_shard(
                 config.out_dir,

@@ -70,7 +70,7 @@ def test_training_half_imports_only_the_data_types_and_shards(name: str) -> None
 def test_foreign_formats_are_read_in_converters_only() -> None:
     forbidden = {"torch.load", "eval", "exec", "os.system", "yaml.load", "pickle.load", "pickle.loads"}
     for path in SOURCES:
-        if path.name == "converters.py":
+        if path.parent.name == "converters":
             continue
         assert "pickle" not in set(imported_modules(path)), path
         for name, keywords in called_names(path):

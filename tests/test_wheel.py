@@ -54,7 +54,7 @@ def test_wheel_reads_every_manifest_and_recipe_outside_the_tree(wheel: Path, tmp
     )
     module, manifests, recipes = result.stdout.splitlines()
     assert Path(module).is_relative_to(site)
-    assert "['librispeech', 'ami', 'covost', 'coco']" in manifests
+    assert "['librispeech', 'ami', 'covost', 'coco', 'jsonl', 'hf', 'text', 'units']" in manifests
     assert "'demo'" in recipes
     assert "'paper'" in recipes
 

@@ -1,6 +1,17 @@
-"""Pretrained encoders: waveforms to activations, any layer."""
+"""Pretrained encoders: waveforms to activations, any layer.
 
+How to add one: a file with an opener, a line in `encoders/registry.py`, a line in the README.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from dmlm.pipeline.samples import Activations, Waveform
+from dmlm.pipeline.tokenizers import Fingerprint
+
+if TYPE_CHECKING:
+    import torch
 
 
 class WindowMode(StrEnum):
@@ -10,3 +21,31 @@ class WindowMode(StrEnum):
     """Nothing: several times faster on short recordings."""
     PADDED = "padded"
     """Silence up to 30 seconds, as Whisper was trained; the frames of the silence are dropped."""
+
+
+class SpeechEncoder(Protocol):
+    """Waveforms to activations of one layer, whose frames k-means turns into units."""
+
+    @property
+    def sampling_rate_hz(self) -> int:
+        """Rate that the waveforms must have."""
+
+    @property
+    def batch_seconds(self) -> float:
+        """Most audio that goes through at once; results depend on it by rounding only. 0: no batches."""
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the frames are."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Everything that the activations depend on, rounding aside."""
+
+    def encode(self, waveforms: Iterable[Waveform]) -> Iterator[Activations]:
+        """Yields the activations of each recording, in the order given; batches are formed inside."""
+
+    def map_frames(
+        self, waveforms: Iterable[Waveform], function: "Callable[[torch.Tensor], torch.Tensor]"
+    ) -> "Iterator[torch.Tensor]":
+        """Yields `function` of each recording's frames; it maps [F, D] to [F, …], each frame by itself."""

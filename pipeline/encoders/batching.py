@@ -3,9 +3,13 @@
 Memory stays bounded by the chunk, whatever the corpus; the order of the recordings is kept.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
 
 from dmlm.pipeline.samples import Waveform
+
+T = TypeVar("T")
 
 
 def read_ahead(waveforms: Iterable[Waveform], num_samples: int) -> Iterator[list[Waveform]]:
@@ -40,3 +44,26 @@ def plan_batches(lengths: Sequence[int], max_length: int) -> Iterator[list[int]]
         batch.append(index)
     if batch:
         yield batch
+
+
+def map_windows(
+    waveforms: Iterable[Waveform],
+    split: Callable[[Waveform], Sequence[Waveform]],
+    encode: Callable[[list[Waveform]], Sequence[T]],
+    *,
+    read_ahead_samples: int,
+    batch_samples: int,
+) -> Iterator[list[T]]:
+    """Yields what `encode` makes of the windows of each recording, in the order given.
+
+    `encode` gets batches of windows of similar length, from as many recordings as are read ahead.
+    """
+    for chunk in read_ahead(waveforms, read_ahead_samples):
+        parts = [split(waveform) for waveform in chunk]
+        windows = [window for part in parts for window in part]
+        encoded: dict[int, T] = {}
+        for batch in plan_batches([len(window) for window in windows], batch_samples):
+            encoded |= zip(batch, encode([windows[index] for index in batch]), strict=True)
+        indices = iter(range(len(windows)))
+        for part in parts:
+            yield [encoded[index] for index in islice(indices, len(part))]

@@ -36,12 +36,6 @@ def find_whisper_weights(encoder: str) -> Path:
     raise ConfigError(f"encoder {encoder}: no such path, not in {package}, and no {cached} of openai-whisper")
 
 
-def absolute_encoder(encoder: str) -> str:
-    """The same encoder by a name that means the same from every working directory."""
-    path = Path(encoder.removeprefix(WHISPER)).expanduser()
-    return f"{WHISPER}{path.resolve()}" if path.exists() else encoder
-
-
 def _find_packaged(entry: PackagedWeights) -> Path | None:
     """File of the installed package; its code is not run."""
     spec = importlib.util.find_spec(entry.package)

@@ -15,7 +15,7 @@ from torch import Tensor
 from whisper.audio import HOP_LENGTH, N_FFT, N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
 from whisper.model import AudioEncoder
 
-from dmlm.pipeline.converters import WhisperEncoderWeights, load_whisper_weights
+from dmlm.pipeline.converters.whisper import WhisperEncoderWeights, load_whisper_weights
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders.batching import plan_batches, read_ahead, split_windows

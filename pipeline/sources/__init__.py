@@ -1,6 +1,14 @@
 """Corpora in their true on-disk layouts: folders and annotation files to source items."""
 
-from dmlm.pipeline.sources.interface import DEFAULT_OPTIONS, Source, SourceOptions
+from dmlm.pipeline.sources.interface import DEFAULT_OPTIONS, Source, SourceOptions, describe_options
 from dmlm.pipeline.sources.registry import SOURCES, open_source, sources_present
 
-__all__ = ["DEFAULT_OPTIONS", "SOURCES", "Source", "SourceOptions", "open_source", "sources_present"]
+__all__ = [
+    "DEFAULT_OPTIONS",
+    "SOURCES",
+    "Source",
+    "SourceOptions",
+    "describe_options",
+    "open_source",
+    "sources_present",
+]

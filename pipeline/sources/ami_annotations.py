@@ -49,6 +49,16 @@ class Segment:
     """Why the segment cannot be used; times that could not be read are 0 then."""
 
 
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A participant of a meeting."""
+
+    name: str
+    """The same in all meetings."""
+    channel: str | None
+    """Number of the headset that was worn."""
+
+
 class AgentWords:
     """All words of one speaker in one meeting."""
 
@@ -105,18 +115,19 @@ def read_words(path: Path) -> AgentWords:
     return AgentWords(words)
 
 
-def read_speakers(path: Path) -> dict[tuple[str, str], str]:
-    """Global names of participants by meeting and agent, from meetings.xml; empty without that file.
+def read_speakers(path: Path) -> dict[tuple[str, str], Speaker]:
+    """Participants by meeting and agent, from meetings.xml; empty without that file.
 
     Raises:
         AnnotationError: The file cannot be read.
     """
-    names = {}
+    speakers = {}
     for meeting in _read_xml(path).iter("meeting") if path.is_file() else ():
         for speaker in meeting.iter("speaker"):
             if name := speaker.get("global_name"):
-                names[meeting.get("observation", ""), speaker.get("nxt_agent", "")] = name
-    return names
+                place = meeting.get("observation", ""), speaker.get("nxt_agent", "")
+                speakers[place] = Speaker(name, speaker.get("channel"))
+    return speakers
 
 
 def _parse_segment(element: ElementTree.Element, index: int, agent: str, words_name: str) -> Segment:

@@ -1,41 +1,47 @@
-"""COCO captions: SPLIT/*.jpg and annotations/captions_SPLIT.json; one item per caption.
+"""COCO captions: SPLIT/*.jpg and annotations/captions_SPLIT.json of 2014 or 2017; one item per caption.
 
-Captions of an image follow each other. An image without a caption is image-only; a caption whose image
-file is not there is skipped.
+With Karpathy's dataset_coco.json the splits are his (train with restval, val, test); its images are found by
+`cocoid` in the folders of either year. Captions of an image follow each other. An image without a caption is
+image-only; a caption whose image file is not there is skipped.
 """
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from dmlm.pipeline.errors import CorruptInputError
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem
+from dmlm.pipeline.sources.coco_annotations import KARPATHY_SPLITS, read_captions, read_karpathy
 from dmlm.pipeline.sources.interface import SourceOptions
 
-EXPECTED = "annotations/captions_SPLIT.json and SPLIT/*.jpg"
+EXPECTED = "annotations/captions_SPLIT.json with SPLIT/*.jpg, or dataset_coco.json,"
 NAME = "coco"
 
 _PREFIX, _SUFFIX = "captions_", ".json"
-
-
-@dataclass(slots=True)
-class _Annotations:
-    """One annotation file: file names and captions by image id, and what cannot be used."""
-
-    file_names: dict[int, str] = field(default_factory=dict)
-    captions: dict[int, list[tuple[int, str]]] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+_KARPATHY = "karpathy"
+_KARPATHY_ADDRESS = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+_KARPATHY_PLACES = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
+_IMAGE_FILES = (
+    "train2017/{:012d}.jpg",
+    "val2017/{:012d}.jpg",
+    "train2014/COCO_train2014_{:012d}.jpg",
+    "val2014/COCO_val2014_{:012d}.jpg",
+)
+"""Where the image of an id may lie; both years have the same images, shared out differently."""
 
 
 def is_present(corpus_dir: Path) -> bool:
-    """Whether there is an annotation file with its folder of images."""
-    return bool(_list_splits(corpus_dir))
+    """Whether there is an annotation file with its folder of images, or Karpathy's file."""
+    return bool(_find_partitions(corpus_dir))
 
 
 def find_splits(corpus_dir: Path, options: SourceOptions) -> tuple[str, ...]:
-    """Splits whose annotation file and image folder are both there, sorted."""
-    return _list_splits(corpus_dir)
+    """Splits of the partition chosen, sorted: those whose annotation file and image folder are both there.
+
+    Raises:
+        ConfigError: The partition is not there, or none was chosen and both years are.
+    """
+    partitions = _find_partitions(corpus_dir)
+    return partitions[_choose_partition(corpus_dir, list(partitions), options.coco_splits)]
 
 
 def iter_split(corpus_dir: Path, split: str, options: SourceOptions) -> Iterator[SourceItem]:
@@ -44,30 +50,33 @@ def iter_split(corpus_dir: Path, split: str, options: SourceOptions) -> Iterator
     Raises:
         CorruptInputError: The annotation file as a whole cannot be read.
     """
-    path = corpus_dir / "annotations" / f"{_PREFIX}{split}{_SUFFIX}"
-    annotations = _read_annotations(path)
+    karpathy_path = _find_karpathy(corpus_dir)
+    if karpathy_path and split in KARPATHY_SPLITS.values():
+        path, annotations = karpathy_path, read_karpathy(karpathy_path, split)
+    else:
+        path = corpus_dir / "annotations" / f"{_PREFIX}{split}{_SUFFIX}"
+        annotations = read_captions(path)
     for number, fault in enumerate(annotations.faults):
         yield Broken(key=f"{path.stem}-{number}", source=NAME, split=split, reason=f"{path.name}: {fault}")
-    for image_id in sorted(annotations.file_names):
-        captions = annotations.captions.get(image_id)
-        image_path = corpus_dir / split / annotations.file_names[image_id]
-        yield from _iter_image(split, image_id, image_path, captions)
+    for image_id, file_name in sorted(annotations.file_names.items()):
+        image_path = corpus_dir / split / file_name if file_name else _find_image(corpus_dir, image_id)
+        yield from _iter_image(split, image_id, image_path, annotations.captions.get(image_id))
 
 
 def _iter_image(
-    split: str, image_id: int, image_path: Path, captions: list[tuple[int, str]] | None
+    split: str, image_id: int, image_path: Path | None, captions: list[tuple[int, str]] | None
 ) -> Iterator[SourceItem]:
     keyed: list[tuple[str, str | None]] = [(str(image_id), None)]
     if captions:
         keyed = [(f"{image_id}-{caption_id}", caption) for caption_id, caption in sorted(captions)]
-    image_is_there = image_path.is_file()
+    found = image_path if image_path and image_path.is_file() else None
     for key, caption in keyed:
-        if image_is_there:
+        if found:
             yield ImageCaption(
                 key=key,
                 source=NAME,
                 split=split,
-                image_path=image_path,
+                image_path=found,
                 image_id=str(image_id),
                 text=caption or None,
                 language="en" if caption else None,
@@ -78,44 +87,38 @@ def _iter_image(
             )
 
 
-def _read_annotations(path: Path) -> _Annotations:
-    try:
-        content = json.loads(path.read_bytes())
-        images, captions = content["images"], content["annotations"]
-        if not (isinstance(images, list) and isinstance(captions, list)):
-            raise TypeError("images and annotations must be lists")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptInputError(
-            f"{path}: not a COCO caption file ({type(error).__name__}: {error}); download it again"
-        ) from error
-    annotations = _Annotations()
-    for image in images:
-        _add_image(annotations, image)
-    for caption in captions:
-        _add_caption(annotations, caption)
-    return annotations
+def _find_image(corpus_dir: Path, image_id: int) -> Path | None:
+    paths = (corpus_dir / pattern.format(image_id) for pattern in _IMAGE_FILES)
+    return next((path for path in paths if path.is_file()), None)
 
 
-def _add_image(annotations: _Annotations, image: object) -> None:
-    match image:
-        case {"id": int(image_id), "file_name": str(file_name)} if Path(file_name).name == file_name:
-            annotations.file_names[image_id] = file_name
-        case _:
-            annotations.faults.append(f"image without id or plain file name: {str(image)[:80]}")
-
-
-def _add_caption(annotations: _Annotations, caption: object) -> None:
-    match caption:
-        case {"id": int(caption_id), "image_id": int(image_id), "caption": str(text)}:
-            if image_id in annotations.file_names:
-                annotations.captions.setdefault(image_id, []).append((caption_id, text))
-            else:
-                annotations.faults.append(f"caption {caption_id}: no image {image_id}")
-        case _:
-            annotations.faults.append(f"caption without id, image id or text: {str(caption)[:80]}")
-
-
-def _list_splits(corpus_dir: Path) -> tuple[str, ...]:
+def _find_partitions(corpus_dir: Path) -> dict[str, tuple[str, ...]]:
+    """Splits of each partition that is there."""
     paths = (corpus_dir / "annotations").glob(f"{_PREFIX}*{_SUFFIX}")
-    names = (path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for path in paths)
-    return tuple(sorted(name for name in names if (corpus_dir / name).is_dir()))
+    names = sorted(path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for path in paths)
+    present = [name for name in names if (corpus_dir / name).is_dir()]
+    partitions = {
+        "2014": tuple(name for name in present if name.endswith("2014")),
+        "2017": tuple(name for name in present if not name.endswith("2014")),
+    }
+    if _find_karpathy(corpus_dir):
+        partitions[_KARPATHY] = tuple(sorted(set(KARPATHY_SPLITS.values())))
+    return {name: splits for name, splits in partitions.items() if splits}
+
+
+def _find_karpathy(corpus_dir: Path) -> Path | None:
+    paths = (corpus_dir / place for place in _KARPATHY_PLACES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _choose_partition(corpus_dir: Path, present: list[str], wanted: str | None) -> str:
+    chosen = wanted or (_KARPATHY if _KARPATHY in present else None)
+    if chosen is None and len(present) == 1:
+        return present[0]
+    if chosen in present:
+        return chosen
+    problem = f"no {wanted} splits" if wanted else "splits of several years"
+    advice = f"; dataset_coco.json is in {_KARPATHY_ADDRESS}" if wanted == _KARPATHY else ""
+    raise ConfigError(
+        f"{NAME}: {problem} in {corpus_dir}; give --coco-splits, one of {', '.join(present)}{advice}"
+    )

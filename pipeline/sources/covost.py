@@ -169,6 +169,10 @@ def _choose_pair(corpus_dir: Path, wanted: str | None) -> _Pair:
     chosen = [pair for pair in pairs if wanted in (None, pair.name)]
     if len(chosen) == 1:
         return chosen[0]
+    if table_path := next(corpus_dir.glob(f"*/covost_v2.{wanted}.tsv"), None):
+        raise ConfigError(
+            f"{NAME}: {table_path.with_name('validated.tsv')} is missing; unpack Common Voice corpus 4 there"
+        )
     names = ", ".join(pair.name for pair in pairs)
     problem = "several language pairs" if chosen else f"no language pair {wanted!r}"
     raise ConfigError(f"{NAME}: {problem} in {corpus_dir}; give --lang-pair, one of {names}")

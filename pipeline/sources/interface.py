@@ -6,9 +6,9 @@ the rest.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from dmlm.pipeline.samples import SourceItem
 
@@ -22,11 +22,30 @@ class SourceOptions:
 
     lang_pair: str | None = None
     """CoVoST: which pair, such as `it_en`; None: the only one present."""
+    microphone: Literal["ihm-mix", "ihm", "sdm"] = "ihm-mix"
+    """AMI: mix of the headsets, each speaker's own headset, or one distant microphone."""
     truncated_words: Literal["keep", "drop"] = "keep"
     """AMI: words that the speaker broke off."""
+    coco_splits: Literal["2014", "2017", "karpathy"] | None = None
+    """COCO: which partition; None: Karpathy's when its file is there, else the only year present."""
+    language: str | None = None
+    """text, units and hf: language of all texts, an ISO code such as `en`."""
+    columns: str | None = None
+    """hf: columns by field of `jsonl`, such as `text=sentence,key=id`; None: by type and usual names."""
+    num_units: int | None = None
+    """units: size of their codebook; None: the largest id and one."""
+    units_name: str | None = None
+    """units: what made them; None: a hash of the files, so that only their own splits fit together."""
 
 
 DEFAULT_OPTIONS = SourceOptions()
+
+
+def describe_options(options: SourceOptions) -> dict[str, Any]:
+    """The language pair, and whatever else differs from the defaults."""
+    defaults = asdict(DEFAULT_OPTIONS)
+    changed = {name: value for name, value in asdict(options).items() if value != defaults[name]}
+    return {"lang_pair": options.lang_pair, **changed}
 
 
 class Source(Protocol):
@@ -49,7 +68,10 @@ class Source(Protocol):
 
 
 class Corpus(Protocol):
-    """The true on-disk layout of one corpus; modules of this package are such."""
+    """The true on-disk layout of one corpus; modules of this package are such.
+
+    A corpus whose manifest names no folder may be a single file too; `corpus_dir` is that file then.
+    """
 
     EXPECTED: str
     """Files that a corpus folder must hold, for error messages."""

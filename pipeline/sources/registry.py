@@ -1,13 +1,14 @@
 """Sources by name: finds the corpus folder, checks the splits, opens it."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.manifests import load_manifest
-from dmlm.pipeline.samples import SourceItem
-from dmlm.pipeline.sources import ami, coco, covost, librispeech
+from dmlm.pipeline.manifests import CorpusManifest, load_manifest
+from dmlm.pipeline.samples import Broken, SourceItem
+from dmlm.pipeline.sources import ami, coco, covost, hf, jsonl, librispeech, text, units
 from dmlm.pipeline.sources.interface import DEFAULT_OPTIONS, Corpus, Source, SourceOptions
 from dmlm.pipeline.suggestions import did_you_mean
 
@@ -16,6 +17,10 @@ _CORPORA: Mapping[str, Corpus] = {
     "ami": ami,
     "covost": covost,
     "coco": coco,
+    "jsonl": jsonl,
+    "hf": hf,
+    "text": text,
+    "units": units,
 }
 
 SOURCES = tuple(_CORPORA)
@@ -32,8 +37,12 @@ class _CorpusSource:
     options: SourceOptions
 
     def iter_items(self) -> Iterator[SourceItem]:
+        """Reasons name files relative to the corpus: they go into data sets, which hold no local path."""
         for split in self.splits:
-            yield from self.corpus.iter_split(self.corpus_dir, split, self.options)
+            for item in self.corpus.iter_split(self.corpus_dir, split, self.options):
+                if isinstance(item, Broken):
+                    item = replace(item, reason=item.reason.replace(f"{self.corpus_dir}{os.sep}", ""))
+                yield item
 
 
 def open_source(
@@ -46,7 +55,8 @@ def open_source(
 
     Args:
         name: One of `SOURCES`.
-        root: Folder that holds `LibriSpeech/ ami/ covost/ coco/`, or the corpus folder itself.
+        root: Folder that holds `LibriSpeech/ ami/ covost/ coco/`, or the corpus folder itself; for your own
+            files the folder that holds them, or one file.
         splits: Splits in the order wanted; None: all that are there, sorted.
         options: Settings that only some corpora need.
 
@@ -63,7 +73,10 @@ def open_source(
     asked = tuple(dict.fromkeys(splits)) if splits else present
     for split in asked:
         if split not in present:
-            raise ConfigError(f"{name}: no split {split!r} in {corpus_dir}; there are {', '.join(present)}")
+            raise ConfigError(
+                f"{name}: no split {split!r} in {corpus_dir}; there are {', '.join(present)}"
+                f"{_where_to_get(manifest, split)}"
+            )
     return _CorpusSource(
         name=name,
         text_rule=manifest.text_rule,
@@ -75,18 +88,30 @@ def open_source(
 
 
 def sources_present(root: Path) -> list[str]:
-    """Names of the sources whose corpus folder is under `root`, in the order of `SOURCES`."""
-    return [
-        name for name, corpus in _CORPORA.items() if corpus.is_present(root / load_manifest(name).corpus_dir)
-    ]
+    """Names of the corpora that have their folder under `root`, in the order of `SOURCES`.
+
+    Sources without a folder of their own, which read any user's files, are never among them.
+    """
+    folders = {name: load_manifest(name).corpus_dir for name in SOURCES}
+    return [name for name, folder in folders.items() if folder and _CORPORA[name].is_present(root / folder)]
 
 
 def _locate(name: str, root: Path) -> Path:
-    if not root.is_dir():
-        raise ConfigError(f"{name}: no folder {root}; give --root or set DMLM_DATA")
-    corpus = _CORPORA[name]
-    corpus_dir = root / load_manifest(name).corpus_dir
-    for candidate in (corpus_dir, root):
+    corpus, manifest = _CORPORA[name], load_manifest(name)
+    candidates = [root / manifest.corpus_dir, root] if manifest.corpus_dir else [root]
+    for candidate in candidates:
         if corpus.is_present(candidate):
             return candidate
-    raise ConfigError(f"{name}: expected {corpus.EXPECTED} in {corpus_dir} or {root}, found no such files")
+    if not root.exists():
+        raise ConfigError(f"{name}: no folder {root}; give --root or set DMLM_DATA")
+    places = " or ".join(map(str, candidates))
+    raise ConfigError(
+        f"{name}: expected {corpus.EXPECTED} in {places}, found no such files{_where_to_get(manifest)}"
+    )
+
+
+def _where_to_get(manifest: CorpusManifest, split: str | None = None) -> str:
+    """Address of an official split, or how to get the whole corpus."""
+    urls = [known.url for known in manifest.splits if known.name == split and known.url]
+    place = urls[0] if urls else manifest.download
+    return f"; get it: {place}" if place else ""

@@ -64,7 +64,7 @@ class PatchTokenizer:
                 f"centroids of image patches must be {width} wide, found {codebook.centroids_KD.shape[1]}"
             )
         self._resolution, self._codebook = resolution, codebook
-        self._quantise = NearestCentroid(codebook)
+        self._quantise = NearestCentroid(codebook.centroids_KD)
 
     @property
     def num_tokens(self) -> int:

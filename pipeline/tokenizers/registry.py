@@ -1,12 +1,13 @@
 """The tokenizers of a codebook folder: what `build-codebook` wrote and `tokenize` uses.
 
 DIR/codebook.json names the settings of the build and the sha256 of every file in DIR/speech, DIR/image
-and DIR/text. The folder may be copied anywhere.
+and DIR/text. Speech and image hold a fitted codebook, or name a tokenizer that needs no fit. The folder may
+be copied anywhere.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,8 +17,17 @@ from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.storage import sha256_file, write_json
 from dmlm.pipeline.tokenizers import ImageTokenizer, SpeechTokenizer, TextTokenizer
+from dmlm.pipeline.tokenizers.pretrained import (
+    TRANSFORMERS,
+    WeightsTerms,
+    open_image_part,
+    open_speech_part,
+    read_part,
+)
 
 CARD = "codebook.json"
+UNITS = "units.json"
+"""In DIR/speech of a data set whose speech came as units: what is known of their tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +36,40 @@ class Tokenizers:
 
     directory: Path
     device: str = "auto"
+    unit_backend: str = TRANSFORMERS
+    """What computes the Seamless codec."""
+    window: WindowMode | None = None
+    """What a fitted codebook is used with; None: what it was fitted with."""
 
     @cached_property
     def speech(self) -> SpeechTokenizer | None:
         """None when the codebook was built without speech.
 
         Raises:
-            ConfigError: The encoder's weights cannot be found.
+            ConfigError: The weights cannot be found, or the backend is not one that these units have.
             FingerprintMismatchError: The weights found are not those that the codebook was fitted on.
         """
         directory = self.directory / Modality.SPEECH
-        return _load_speech_tokenizer(directory, self.device) if directory.is_dir() else None
+        if not directory.is_dir():
+            return None
+        if part := read_part(directory):
+            return open_speech_part(part, self.device, self.unit_backend)
+        if (directory / UNITS).is_file():
+            raise ConfigError(f"{directory}: these units were made elsewhere; dmlm cannot make more of them")
+        if self.unit_backend != TRANSFORMERS:
+            raise ConfigError(
+                f"unit backend {self.unit_backend}: only the Seamless codec has it; {directory} is a codebook"
+            )
+        return _load_kmeans_tokenizer(directory, self.device, self.window)
 
     @cached_property
     def image(self) -> ImageTokenizer | None:
         """None when the codebook was built without images."""
         directory = self.directory / Modality.IMAGE
-        return _load_image_tokenizer(directory) if directory.is_dir() else None
+        if not directory.is_dir():
+            return None
+        part = read_part(directory)
+        return open_image_part(part, self.device) if part else _load_patch_tokenizer(directory)
 
     @cached_property
     def text(self) -> TextTokenizer:
@@ -51,13 +78,19 @@ class Tokenizers:
 
         return load_text_tokenizer(self.directory / Modality.TEXT)
 
+    @property
+    def terms(self) -> list[WeightsTerms]:
+        """Licences of the weights that are named; none of those that were fitted here."""
+        parts = [read_part(self.directory / modality) for modality in (Modality.SPEECH, Modality.IMAGE)]
+        return [part.terms for part in parts if part]
+
 
 def is_codebook(directory: Path) -> bool:
     """Whether `build-codebook` finished there."""
     return (directory / CARD).is_file()
 
 
-def load_tokenizers(directory: Path, device: str = "auto") -> Tokenizers:
+def load_tokenizers(directory: Path, device: str = "auto", unit_backend: str = TRANSFORMERS) -> Tokenizers:
     """Opens a codebook folder: every file is checked at once, tokenizers are loaded when needed.
 
     Raises:
@@ -68,7 +101,7 @@ def load_tokenizers(directory: Path, device: str = "auto") -> Tokenizers:
         path = directory / name
         if not path.is_file() or sha256_file(path) != sha256:
             raise CorruptInputError(f"{path}: missing, or changed since the build; build the codebook again")
-    return Tokenizers(directory, device)
+    return Tokenizers(directory, device, unit_backend)
 
 
 def read_card(directory: Path) -> Mapping[str, Any]:
@@ -98,25 +131,27 @@ def write_card(directory: Path, settings: Mapping[str, Any]) -> None:
     write_json(directory / CARD, {"settings": dict(settings), "files": files})
 
 
-def _load_speech_tokenizer(directory: Path, device: str) -> SpeechTokenizer:
+def _load_kmeans_tokenizer(directory: Path, device: str, window_wanted: WindowMode | None) -> SpeechTokenizer:
     from dmlm.pipeline.codebook import load_codebook
-    from dmlm.pipeline.encoders.whisper import open_whisper_encoder
-    from dmlm.pipeline.tokenizers.whisper_kmeans import WhisperKMeansTokenizer
+    from dmlm.pipeline.encoders.registry import open_encoder
+    from dmlm.pipeline.tokenizers.kmeans import KMeansTokenizer
 
     codebook = load_codebook(directory)
-    layer, window = codebook.features.get("layer"), codebook.features.get("window")
+    if window_wanted is not None:
+        codebook = replace(codebook, features={**codebook.features, "window": str(window_wanted)})
+    layer, window = codebook.features.get("layer", "last"), codebook.features.get("window", WindowMode.EXACT)
     if window not in list(WindowMode) or not (layer == "last" or isinstance(layer, int)):
-        raise CorruptInputError(f"{directory}: layer {layer} or window {window} is none that Whisper has")
-    encoder = open_whisper_encoder(
+        raise CorruptInputError(f"{directory}: layer {layer} or window {window} is none that an encoder has")
+    encoder = open_encoder(
         codebook.encoder,
         layer=layer if isinstance(layer, int) else None,
         window=WindowMode(str(window)),
         device=device,
     )
-    return WhisperKMeansTokenizer(encoder, codebook)
+    return KMeansTokenizer(encoder, codebook)
 
 
-def _load_image_tokenizer(directory: Path) -> ImageTokenizer:
+def _load_patch_tokenizer(directory: Path) -> ImageTokenizer:
     from dmlm.pipeline.codebook import load_codebook
     from dmlm.pipeline.tokenizers.patch import PatchTokenizer
 

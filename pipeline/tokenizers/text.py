@@ -17,6 +17,8 @@ from dmlm.pipeline.samples import TokenArray
 from dmlm.pipeline.storage import sha256_json, write_bytes
 from dmlm.pipeline.tokenizers import Fingerprint
 
+BPE = "bpe:"
+"""Name of a BPE that is trained here, as in `bpe:400`."""
 NUM_BYTES = 256
 END, PAD = "</s>", "<pad>"
 MIN_PAIR_COUNT = 2

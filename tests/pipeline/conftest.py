@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soxr
 
-from dmlm.pipeline.converters import WhisperEncoderWeights, load_whisper_weights
+from dmlm.pipeline.converters.whisper import WhisperEncoderWeights, load_whisper_weights
 from dmlm.pipeline.encoders.weights import find_whisper_weights
 from dmlm.pipeline.samples import Waveform
 

@@ -136,7 +136,7 @@ def test_nearest_centroid_is_the_lowest_id_of_least_distance(
     vectors_FD = rng.integers(-3, 4, (num_vectors, width)).astype(np.float32)
     centroids_KD = rng.integers(-3, 4, (num_clusters, width)).astype(np.float32)
     expected = np.square(vectors_FD[:, None] - centroids_KD).sum(axis=2).argmin(axis=1)
-    found = NearestCentroid(codebook_of(centroids_KD))(torch.from_numpy(vectors_FD))
+    found = NearestCentroid(centroids_KD)(torch.from_numpy(vectors_FD))
     assert np.array_equal(found.numpy(), expected)
 
 
@@ -144,7 +144,7 @@ def test_assignment_is_the_same_for_any_number_of_threads_and_any_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = np.random.default_rng(0)
-    nearest = NearestCentroid(codebook_of(rng.standard_normal((500, 384)).astype(np.float32)))
+    nearest = NearestCentroid(rng.standard_normal((500, 384)).astype(np.float32))
     vectors_FD = torch.from_numpy(rng.standard_normal((3_000, 384)).astype(np.float32))
     num_threads = torch.get_num_threads()
     try:

@@ -141,7 +141,7 @@ def test_copied_codebook_works_elsewhere_and_needs_no_whisper_for_images(
     built: CodebookReport, config: BuildCodebookConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copytree(config.out_dir, tmp_path / "copy")
-    monkeypatch.setattr("dmlm.pipeline.tokenizers.registry._load_speech_tokenizer", None)
+    monkeypatch.setattr("dmlm.pipeline.tokenizers.registry._load_kmeans_tokenizer", None)
     tokenizers = load_tokenizers(copy)
     assert tokenizers.image is not None
     assert tokenizers.text.fingerprint == load_tokenizers(config.out_dir).text.fingerprint

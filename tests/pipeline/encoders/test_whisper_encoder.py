@@ -7,7 +7,7 @@ from torch import Tensor
 from whisper.audio import log_mel_spectrogram, pad_or_trim
 from whisper.model import AudioEncoder
 
-from dmlm.pipeline.converters import WhisperEncoderWeights
+from dmlm.pipeline.converters.whisper import WhisperEncoderWeights
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders import whisper as whisper_encoder
 from dmlm.pipeline.encoders.whisper import WhisperEncoder, count_frames

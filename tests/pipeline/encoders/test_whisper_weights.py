@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dmlm.pipeline.encoders import weights
-from dmlm.pipeline.encoders.weights import absolute_encoder, find_whisper_weights
+from dmlm.pipeline.encoders.weights import find_whisper_weights
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.manifests import WeightsManifest, load_weights_manifest
 
@@ -62,10 +62,3 @@ def test_package_that_is_not_installed_is_named_with_its_command(
     monkeypatch.setattr(weights, "load_weights_manifest", lambda: absent)
     with pytest.raises(ConfigError, match="no_such_package"):
         find_whisper_weights("whisper:small")
-
-
-def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.pt").touch()
-    monkeypatch.chdir(tmp_path)
-    assert absolute_encoder("mine.pt") == f"whisper:{tmp_path / 'mine.pt'}"
-    assert absolute_encoder("whisper:tiny.en") == "whisper:tiny.en"

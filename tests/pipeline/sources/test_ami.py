@@ -23,9 +23,9 @@ def corpus(tmp_path):
     return tmp_path / "ami"
 
 
-def record(corpus, meeting, seconds):
-    path = corpus / "amicorpus" / meeting / "audio" / f"{meeting}.Mix-Headset.wav"
-    path.parent.mkdir(parents=True)
+def record(corpus, meeting, seconds, microphone="Mix-Headset"):
+    path = corpus / "amicorpus" / meeting / "audio" / f"{meeting}.{microphone}.wav"
+    path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.zeros(round(seconds * RATE_HZ), np.int16), RATE_HZ)
     return path
 
@@ -255,6 +255,25 @@ def test_meetings_belong_to_the_official_partition(corpus):
     ]
 
 
+def test_headset_microphones_are_those_of_each_speaker(meeting):
+    record(meeting, "ES2002a", 10, "Headset-2")
+    path = meeting / MANUAL / "corpusResources" / "meetings.xml"
+    path.write_text(path.read_text().replace("global_name", 'channel="2" global_name'))
+    items = read(meeting, microphone="ihm")
+    assert [type(item) for item in items] == [Utterance, Skipped, Skipped]
+    assert items[0].audio_path.name == "ES2002a.Headset-2.wav"
+    assert (items[0].speaker, items[0].overlap_seconds) == ("FEE005", 0.75)
+    assert items[1].reason == "speaker without headset audio"
+
+
+def test_distant_microphone_has_the_same_segments(meeting):
+    record(meeting, "ES2002a", 3.5, "Array1-01")
+    mix, distant = read(meeting), read(meeting, microphone="sdm")
+    assert [item.key for item in distant] == [item.key for item in mix]
+    assert {item.audio_path.name for item in distant[:2]} == {"ES2002a.Array1-01.wav"}
+    assert distant[2].reason == "segment ends after its recording"
+
+
 @pytest.mark.realdata
 def test_real_slice_has_66_segments_inside_the_recordings(real_data):
     items = list(open_source("ami", real_data).iter_items())
@@ -270,3 +289,13 @@ def test_real_slice_has_66_segments_inside_the_recordings(real_data):
     assert inside[4].text == "Does anyone want to see uh Steve's feedback from the specification ?"
     assert inside[4].speaker == "MEE068"
     assert len({item.key for item in items}) == len(items)
+
+
+@pytest.mark.realdata
+def test_real_slice_has_two_truncated_words_and_no_distant_microphone(real_data):
+    def count_words(**options):
+        items = open_source("ami", real_data, options=SourceOptions(**options)).iter_items()
+        return sum(len((item.text or "").split()) for item in items if isinstance(item, Utterance))
+
+    assert count_words() - count_words(truncated_words="drop") == 2
+    assert count_words(microphone="sdm") == 0

@@ -4,9 +4,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from dmlm.pipeline.errors import CorruptInputError
+from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.samples import Broken, ImageCaption, Skipped
-from dmlm.pipeline.sources import open_source
+from dmlm.pipeline.sources import SourceOptions, open_source
 
 
 @pytest.fixture
@@ -105,6 +105,93 @@ def test_split_without_its_image_folder_is_not_there_and_2014_names_work(corpus)
     source = open_source("coco", corpus)
     assert source.splits == ("val2014",)
     assert [item.key for item in source.iter_items()] == ["5-1"]
+
+
+def write_2014(corpus):
+    """The same two images in the layout of 2014: 7 in train2014, 12 in val2014."""
+    for image_id, split in ((7, "train2014"), (12, "val2014")):
+        (corpus / split).mkdir()
+        name = f"COCO_{split}_{image_id:012d}.jpg"
+        Image.new("RGB", (8, 8)).save(corpus / split / name)
+        annotate(corpus, [{"id": image_id, "file_name": name}], [caption(image_id * 10, image_id)], split)
+
+
+def karpathy_image(cocoid, split, *sentids):
+    sentences = [{"tokens": ["a", "cat"], "raw": f"A cat, {i}.", "imgid": 0, "sentid": i} for i in sentids]
+    return {
+        "filepath": "val2014",
+        "sentids": list(sentids),
+        "filename": f"COCO_val2014_{cocoid:012d}.jpg",
+        "imgid": 0,
+        "split": split,
+        "sentences": sentences,
+        "cocoid": cocoid,
+    }
+
+
+def write_karpathy(corpus, images, place="dataset_coco.json"):
+    (corpus / place).parent.mkdir(exist_ok=True)
+    (corpus / place).write_text(json.dumps({"images": images, "dataset": "coco"}))
+
+
+def test_layout_of_2014_is_read(corpus):
+    write_2014(corpus)
+    source = open_source("coco", corpus)
+    assert source.splits == ("train2014", "val2014")
+    assert [item.key for item in source.iter_items()] == ["7-70", "12-120"]
+
+
+def test_both_years_in_one_folder_need_a_choice(corpus):
+    annotate(corpus, [image(7)], [caption(1, 7)])
+    write_2014(corpus)
+    with pytest.raises(ConfigError, match=r"several years in .*; give --coco-splits, one of 2014, 2017"):
+        open_source("coco", corpus)
+    chosen = open_source("coco", corpus, options=SourceOptions(coco_splits="2017"))
+    assert chosen.splits == ("val2017",)
+
+
+@pytest.mark.parametrize("place", ["dataset_coco.json", "karpathy/dataset_coco.json"])
+def test_karpathy_splits_find_images_of_either_year_by_cocoid(corpus, place):
+    write_2014(corpus)
+    (corpus / "val2014" / "COCO_val2014_000000000012.jpg").unlink()  # 12 is in val2017 only
+    (corpus / "val2017" / "000000000007.jpg").unlink()  # 7 is in train2014 only
+    images = [
+        karpathy_image(12, "restval", 5, 3),
+        karpathy_image(7, "train", 9),
+        karpathy_image(8, "test", 1),
+    ]
+    write_karpathy(corpus, images, place)
+    source = open_source("coco", corpus)
+    assert source.splits == ("test", "train", "val")
+    items = list(source.iter_items())
+    assert [(type(item), item.split, item.key) for item in items] == [
+        (Skipped, "test", "8-1"),
+        (ImageCaption, "train", "7-9"),
+        (ImageCaption, "train", "12-3"),
+        (ImageCaption, "train", "12-5"),
+    ]
+    assert items[1].image_path == corpus / "train2014" / "COCO_train2014_000000000007.jpg"
+    assert items[2].image_path == corpus / "val2017" / "000000000012.jpg"
+    assert items[2].text == "A cat, 3."
+    official = open_source("coco", corpus, options=SourceOptions(coco_splits="2014"))
+    assert official.splits == ("train2014", "val2014")
+
+
+def test_damaged_karpathy_entries_are_broken_once(corpus):
+    sound = karpathy_image(7, "val", 1)
+    write_karpathy(corpus, [sound, {"cocoid": "x"}, {**sound, "split": "rest"}, {**sound, "sentences": [3]}])
+    items = read(corpus)
+    assert Counter((type(item), item.split) for item in items) == {
+        (Broken, "train"): 2,
+        (Broken, "val"): 1,
+        (ImageCaption, "val"): 1,
+    }
+
+
+def test_karpathy_splits_without_their_file_say_where_it_is(corpus):
+    annotate(corpus, [image(7)], [caption(1, 7)])
+    with pytest.raises(ConfigError, match=r"no karpathy splits in .*dataset_coco\.json is in https://"):
+        open_source("coco", corpus, options=SourceOptions(coco_splits="karpathy"))
 
 
 @pytest.mark.realdata

@@ -5,6 +5,7 @@ import pytest
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.samples import Broken, Skipped, Utterance
 from dmlm.pipeline.sources import SourceOptions, open_source
+from dmlm.pipeline.vocabulary import LANGUAGES
 
 VALIDATED_HEADER = "client_id\tpath\tsentence\tup_votes"
 
@@ -119,6 +120,30 @@ def test_region_is_left_out_of_the_language(language_dir):
     write_tables(language_dir, ["a.mp3\tA\ttrain"], ["s\ta.mp3\t你好\t2"], pair="zh-CN_en")
     (item,) = read(language_dir, lang_pair="zh-CN_en")
     assert (item.language, item.translation_language) == ("zh", "en")
+
+
+INTO_ENGLISH = "fr de es ca it ru zh-CN pt fa et mn nl tr ar sv-SE lv sl ta ja id cy"  # 21 languages
+FROM_ENGLISH = "de tr fa sv-SE mn zh-CN cy ca sl et id ar ta lv ja"  # 15 languages
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [f"{name}_en" for name in INTO_ENGLISH.split()] + [f"en_{name}" for name in FROM_ENGLISH.split()],
+)
+def test_every_pair_of_covost_is_read_in_languages_that_have_a_token(tmp_path, pair):
+    folder = tmp_path / "covost" / pair.split("_")[0]
+    (folder / "clips").mkdir(parents=True)
+    write_tables(folder, ["a.mp3\tA\ttest"], ["s\ta.mp3\tX\t2"], pair=pair)
+    (item,) = read(folder, lang_pair=pair)
+    assert {item.language, item.translation_language} <= set(LANGUAGES)
+
+
+def test_pair_without_its_common_voice_table_says_what_is_missing(language_dir):
+    write_tables(language_dir, ["a.mp3\tA\ttrain"], ["s\ta.mp3\tA\t2"])
+    (language_dir.parent / "fr").mkdir()
+    (language_dir.parent / "fr" / "covost_v2.fr_en.tsv").write_text("path\ttranslation\tsplit\n")
+    with pytest.raises(ConfigError, match=r"fr/validated\.tsv is missing; unpack Common Voice corpus 4"):
+        read(language_dir, lang_pair="fr_en")
 
 
 def test_several_pairs_must_be_chosen_from_and_are_listed(language_dir):

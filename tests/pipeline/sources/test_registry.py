@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from dmlm.pipeline.commands import CORPUS_NAMES, SOURCE_NAMES
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.sources import SOURCES, open_source, sources_present
 
@@ -20,7 +21,8 @@ def splits_of(source):
 
 
 def test_sources_are_in_the_order_of_the_contract():
-    assert SOURCES == ("librispeech", "ami", "covost", "coco")
+    assert SOURCES == SOURCE_NAMES
+    assert SOURCES[:4] == CORPUS_NAMES == ("librispeech", "ami", "covost", "coco")
 
 
 def test_root_may_be_the_parent_or_the_corpus_itself(root):
@@ -54,11 +56,38 @@ def test_unknown_source_names_the_nearest(root):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_wrong_root_says_in_one_line_which_files_were_expected_and_where(tmp_path, name):
-    with pytest.raises(ConfigError, match=f"^{name}: expected .* found no such files$") as raised:
+def test_wrong_root_says_in_one_line_what_was_expected_where_and_how_to_get_it(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"^{name}: expected .* found no such files") as raised:
         open_source(name, tmp_path)
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert ("; get it: http" in str(raised.value)) == (name in CORPUS_NAMES)
+
+
+def test_missing_official_split_comes_with_its_address(root):
+    with pytest.raises(
+        ConfigError, match=r"get it: https://www\.openslr\.org/resources/12/test-other\.tar\.gz"
+    ):
+        open_source("librispeech", root, splits=["test-other"])
+
+
+def test_files_of_a_user_are_never_taken_for_a_corpus_that_is_present(root):
+    (root / "notes.txt").write_text("hello")
+    assert sources_present(root) == ["librispeech"]
+
+
+def test_reasons_name_files_relative_to_the_corpus(root):
+    annotations = root / "ami" / "ami_public_manual_1.6.2" / "segments"
+    annotations.mkdir(parents=True)
+    (annotations / "ES2002a.A.segments.xml").write_text(
+        '<r><segment transcriber_start="0" transcriber_end="1"/></r>'
+    )
+    recording = root / "ami" / "amicorpus" / "ES2002a" / "audio" / "ES2002a.Mix-Headset.wav"
+    recording.parent.mkdir(parents=True)
+    recording.write_bytes(b"RIFF, but no more")
+    (item,) = open_source("ami", root).iter_items()
+    assert item.reason.startswith("amicorpus/ES2002a/audio/ES2002a.Mix-Headset.wav: cannot be decoded")
+    assert str(root) not in item.reason
 
 
 def test_root_that_does_not_exist_is_named(tmp_path):

@@ -1,14 +1,11 @@
-"""The only reader of foreign checkpoints: openai-whisper `.pt` and CTranslate2 `model.bin`.
+"""Reads the audio encoder of openai-whisper `.pt` files and CTranslate2 `model.bin`.
 
 Both give the audio encoder in openai-whisper's own names, float32, checked for completeness, shapes
 and finite values before anything is computed with it. Nothing in a checkpoint can run code.
 """
 
-import hashlib
 import math
-import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dmlm.pipeline.converters.checkpoints import State, check_state, hash_state, load_torch_checkpoint
+from dmlm.pipeline.converters.huggingface_whisper import SETTINGS as HUGGINGFACE_SETTINGS
+from dmlm.pipeline.converters.huggingface_whisper import read_huggingface_whisper
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
-
-State = dict[str, torch.Tensor]
-
-MIN_TORCH = "2.10"
-"""Older releases let a `.pt` file run code even with `weights_only=True` (CVE-2026-24747)."""
-
-_LOAD_ERRORS = (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, EOFError)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,29 +51,34 @@ class WhisperEncoderWeights:
     @cached_property
     def sha256(self) -> str:
         """Hash of names, shapes and values, so that equal weights in two file formats are equal."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state.items()):
-            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().numpy().astype("<f4", copy=False).tobytes())
-        return digest.hexdigest()
+        return hash_state(self.state)
 
 
 def load_whisper_weights(path: Path) -> WhisperEncoderWeights:
-    """Reads an openai-whisper `.pt` file, a CTranslate2 folder or its `model.bin`.
+    """Reads an openai-whisper `.pt` file, or a folder of CTranslate2 (or its `model.bin`) or Hugging Face.
 
     Raises:
         ConfigError: `path` is none of these, or its weights are quantised to integers.
         CorruptInputError: The file is cut, damaged or not a Whisper model.
     """
-    model_path = path / "model.bin" if path.is_dir() else path
-    if not model_path.is_file():
-        raise ConfigError(f"{path}: no Whisper checkpoint; expected a .pt file or a folder with model.bin")
-    read = _read_openai if model_path.suffix == ".pt" else _read_ctranslate2
-    num_heads, state = read(model_path)
+    num_heads, state = _read(path)
     state = {name: tensor.float() for name, tensor in state.items()}
     weights = WhisperEncoderWeights(num_heads=num_heads, state=state)
-    _check_encoder(weights, model_path)
+    _check_encoder(weights, path)
     return weights
+
+
+def _read(path: Path) -> tuple[int, State]:
+    if (path / "model.bin").is_file():
+        return _read_ctranslate2(path / "model.bin")
+    if (path / HUGGINGFACE_SETTINGS).is_file():
+        return read_huggingface_whisper(path)
+    if path.is_file():
+        return _read_openai(path) if path.suffix == ".pt" else _read_ctranslate2(path)
+    raise ConfigError(
+        f"{path}: no Whisper checkpoint; expected a .pt file or a folder with model.bin (CTranslate2) "
+        "or with config.json and model.safetensors (Hugging Face)"
+    )
 
 
 def _check_encoder(weights: WhisperEncoderWeights, path: Path) -> None:
@@ -97,27 +95,11 @@ def _check_encoder(weights: WhisperEncoderWeights, path: Path) -> None:
         )
     with torch.device("meta"):
         encoder = AudioEncoder(weights.num_mels, weights.num_positions, width, num_heads, weights.num_layers)
-    expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    for name in sorted(expected.keys() | shapes.keys()):
-        if expected.get(name) != shapes.get(name):
-            wanted, found = expected.get(name, "nothing"), shapes.get(name, "nothing")
-            raise CorruptInputError(f"{path}: {name}: expected {wanted}, found {found}")
-        if not torch.isfinite(weights.state[name]).all():
-            raise CorruptInputError(f"{path}: {name} holds values that are not finite")
+    check_state(weights.state, encoder.state_dict(), path)
 
 
 def _read_openai(path: Path) -> tuple[int, State]:
-    if torch.__version__ < MIN_TORCH:
-        raise ConfigError(
-            f"{path}: reading .pt files safely needs torch >= {MIN_TORCH}, not {torch.__version__}"
-        )
-    if not zipfile.is_zipfile(path):
-        raise CorruptInputError(f"{path}: cut off, or not a torch checkpoint; fetch it again")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _LOAD_ERRORS as error:
-        raise CorruptInputError(f"{path}: not a readable torch checkpoint: {error}") from error
-    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    parts = load_torch_checkpoint(path)
     dims, state = parts.get("dims"), parts.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise CorruptInputError(f"{path}: not an openai-whisper checkpoint (no dims or model_state_dict)")

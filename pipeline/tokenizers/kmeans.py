@@ -1,28 +1,28 @@
-"""Speech units, way 1: Whisper activations and their nearest centroids, 50 units a second."""
+"""Speech units, way 1: the activations of an encoder and their nearest centroids."""
 
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from dmlm.pipeline.codebook import Codebook, NearestCentroid
-from dmlm.pipeline.encoders.whisper import WhisperEncoder
+from dmlm.pipeline.encoders import SpeechEncoder
 from dmlm.pipeline.errors import FingerprintMismatchError
 from dmlm.pipeline.samples import TokenArray, Waveform
 from dmlm.pipeline.tokenizers import Fingerprint
 
 
-class WhisperKMeansTokenizer:
-    """16 kHz waveforms to units, `count_frames` of them; a SpeechTokenizer."""
+class KMeansTokenizer:
+    """Waveforms to units, one per frame of the encoder; a SpeechTokenizer."""
 
-    def __init__(self, encoder: WhisperEncoder, codebook: Codebook) -> None:
+    def __init__(self, encoder: SpeechEncoder, codebook: Codebook) -> None:
         """Refuses a codebook of other activations.
 
         Raises:
             FingerprintMismatchError: The codebook was fitted on another encoder, layer or window mode.
         """
-        _check_same_features(encoder.fingerprint, codebook.features)
+        check_same_features(encoder.fingerprint, codebook.features)
         self._encoder, self._codebook = encoder, codebook
-        self._quantise = NearestCentroid(codebook, encoder.device)
+        self._quantise = NearestCentroid(codebook.centroids_KD, encoder.device)
 
     @property
     def num_tokens(self) -> int:
@@ -31,7 +31,7 @@ class WhisperKMeansTokenizer:
 
     @property
     def sampling_rate_hz(self) -> int:
-        """16,000."""
+        """The encoder's."""
         return self._encoder.sampling_rate_hz
 
     @property
@@ -50,7 +50,8 @@ class WhisperKMeansTokenizer:
             yield ids_F.cpu().numpy().astype(np.int32)
 
 
-def _check_same_features(encoder: Fingerprint, codebook: Fingerprint) -> None:
+def check_same_features(encoder: Fingerprint, codebook: Fingerprint) -> None:
+    """Raises FingerprintMismatchError when a codebook was fitted on other activations than the encoder's."""
     differing = sorted(
         name for name in encoder.keys() | codebook.keys() if encoder.get(name) != codebook.get(name)
     )

@@ -10,7 +10,7 @@ import torch
 from torch.torch_version import TorchVersion
 from whisper.model import AudioEncoder
 
-from dmlm.pipeline.converters import WhisperEncoderWeights, load_whisper_weights
+from dmlm.pipeline.converters.whisper import WhisperEncoderWeights, load_whisper_weights
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, DmlmError
 
 CT2_TYPES = {"float32": 0, "int8": 1, "int16": 2, "float16": 4}

@@ -8,13 +8,15 @@ import torch
 from whisper.audio import log_mel_spectrogram, pad_or_trim
 from whisper.model import AudioEncoder
 
-from dmlm.pipeline.codebook import Codebook, fit_codebook
-from dmlm.pipeline.converters import WhisperEncoderWeights
+from dmlm.pipeline.codebook import Codebook, FitStatistics, fit_codebook
+from dmlm.pipeline.converters.whisper import WhisperEncoderWeights
 from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.encoders.registry import open_encoder
 from dmlm.pipeline.encoders.whisper import WhisperEncoder, count_frames
 from dmlm.pipeline.errors import FingerprintMismatchError
 from dmlm.pipeline.samples import TokenArray, Waveform
-from dmlm.pipeline.tokenizers.whisper_kmeans import WhisperKMeansTokenizer
+from dmlm.pipeline.shards.card import fingerprint_sha256
+from dmlm.pipeline.tokenizers.kmeans import KMeansTokenizer
 
 
 def fit(encoder: WhisperEncoder, waveforms: list[Waveform], num_clusters: int) -> Codebook:
@@ -50,7 +52,7 @@ def share_of_equal_units(
 ) -> float:
     encoder = WhisperEncoder(weights, window=mode, device="cpu")
     codebook = fit(encoder, waveforms, num_clusters)
-    found = list(WhisperKMeansTokenizer(encoder, codebook).encode(waveforms))
+    found = list(KMeansTokenizer(encoder, codebook).encode(waveforms))
     expected = [plain_units(weights, codebook, waveform, mode) for waveform in waveforms]
     assert [len(units) for units in found] == [len(units) for units in expected]
     return float(np.mean(np.concatenate(found) == np.concatenate(expected)))
@@ -85,7 +87,7 @@ def test_real_recording_over_30_seconds_is_not_cropped(
 
 def test_tokens_are_int32_within_the_codebook(tiny_en: WhisperEncoderWeights, speech: list[Waveform]) -> None:
     encoder = WhisperEncoder(tiny_en, layer=1, device="cpu")
-    tokenizer = WhisperKMeansTokenizer(encoder, fit(encoder, speech, 20))
+    tokenizer = KMeansTokenizer(encoder, fit(encoder, speech, 20))
     assert (tokenizer.num_tokens, tokenizer.sampling_rate_hz) == (20, 16_000)
     for waveform, units in zip(speech, tokenizer.encode(speech), strict=True):
         assert units.dtype == np.int32
@@ -108,7 +110,7 @@ def test_codebook_of_other_activations_is_refused(
     }
     for message, encoder in others.items():
         with pytest.raises(FingerprintMismatchError, match=message):
-            WhisperKMeansTokenizer(encoder, codebook)
+            KMeansTokenizer(encoder, codebook)
 
 
 def test_fingerprint_names_batches_and_codebook(
@@ -116,7 +118,34 @@ def test_fingerprint_names_batches_and_codebook(
 ) -> None:
     encoder = WhisperEncoder(tiny_en, layer=1, device="cpu", batch_seconds=12)
     codebook = fit(encoder, speech[:1], 5)
-    fingerprint = WhisperKMeansTokenizer(encoder, codebook).fingerprint
+    fingerprint = KMeansTokenizer(encoder, codebook).fingerprint
     assert fingerprint["batch_seconds"] == 12
     assert fingerprint["codebook_sha256"] == codebook.sha256
     assert fingerprint.items() >= encoder.fingerprint.items()
+
+
+def test_fingerprint_of_whisper_units_is_that_of_the_first_data_sets() -> None:
+    """Data sets made before there were other encoders must go on fitting together with new ones."""
+    encoder = open_encoder("whisper:tiny.en", layer=3, window=WindowMode.PADDED, device="cpu")
+    statistics = FitStatistics(
+        seed=0, num_seen=1, num_kept=1, inertia=0.0, variance=0.0, num_used=1, perplexity=1.0
+    )
+    codebook = Codebook(
+        centroids_KD=np.eye(5, 384, dtype=np.float32),
+        encoder="whisper:tiny.en",
+        features=encoder.fingerprint,
+        statistics=statistics,
+    )
+    fingerprint = KMeansTokenizer(encoder, codebook).fingerprint
+    assert fingerprint == {
+        "encoder": "whisper",
+        "encoder_sha256": "c69df067679d76986a03f4bf37c7db1f7d67e78f077bc9e5a8a1b41f6b3e5524",
+        "layer": 3,
+        "window": "padded",
+        "batch_seconds": 30.0,
+        "num_clusters": 5,
+        "codebook_sha256": "6cf9fe690c1da6ac38e2f33d14caad29dc6ef1c4cf1041fae56fc29b082e60ac",
+    }
+    assert (
+        fingerprint_sha256(fingerprint) == "6429bf4a61f8675bda23c9c4c1c446519d0a5556d580838676bf78d717a35ac9"
+    )

@@ -1,0 +1,135 @@
+"""Row G: images to tokens, dmlm beside the reference package `dall_e`, one image at a time.
+
+Both use the same random weights of the true size and the same pixels; the share of equal codes is given.
+Rounds alternate between the sides. The share of bare sgemm counts the operations of the convolutions as
+written, 272 GFLOP for 256 × 256 pixels: Winograd's algorithm needs fewer, so the share may exceed 1.
+
+    pip install --no-deps dall-e==0.1 && pip install attrs requests
+    python benchmarks/image_tokens.py [--resolution 256] [--images 2] [--rounds 5] [--width 256] [--threads 2]
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import nn
+
+from dmlm.pipeline.encoders.dvae import Encoder
+from dmlm.pipeline.samples import Pixels, TokenArray
+from dmlm.pipeline.tokenizers.dalle import DalleTokenizer, map_pixels, open_dalle_tokenizer, prepare_pixels
+
+TARGET = 1.5
+SGEMM_SIZE = 2048
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parse(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    from dall_e import Encoder as ReferenceEncoder
+
+    reference = ReferenceEncoder(n_hid=options.width)
+    images = _draw_images(options.images, options.resolution)
+    with TemporaryDirectory() as directory:
+        tokenizer = _open(reference.state_dict(), Path(directory), options.resolution)
+    results: dict[str, list[TokenArray]] = {}
+    sides: dict[str, Callable[[], object]] = {
+        "dmlm": lambda: results.update(dmlm=list(tokenizer.encode(images))),
+        "dall_e": lambda: results.update(dall_e=_encode_one_by_one(reference, images, options.resolution)),
+        "sgemm": _make_sgemm(),
+    }
+    seconds = _time(sides, options.rounds)
+    same = float(np.mean(np.concatenate(results["dmlm"]) == np.concatenate(results["dall_e"])))
+    _report(seconds, same, options.images, _count_operations(options.resolution, options.width))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Row G: images to tokens.")
+    parser.add_argument("--resolution", type=int, default=256)
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--width", type=int, default=256, help="of the dVAE; 256 is the true one")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args(arguments)
+
+
+def _draw_images(num_images: int, resolution: int) -> list[Pixels]:
+    rng = np.random.default_rng(0)
+    shape = (resolution, resolution * 4 // 3, 3)
+    return [rng.integers(0, 256, shape).astype(np.uint8) for _ in range(num_images)]
+
+
+def _open(state: Mapping[str, torch.Tensor], directory: Path, resolution: int) -> DalleTokenizer:
+    from safetensors.torch import save_file
+
+    save_file(dict(state), directory / "encoder.safetensors")
+    return open_dalle_tokenizer(directory, resolution=resolution, device="cpu")
+
+
+@torch.inference_mode()
+def _encode_one_by_one(encoder: nn.Module, images: Iterable[Pixels], resolution: int) -> list[TokenArray]:
+    tokens = []
+    for image in images:
+        pixels_HWC = map_pixels(torch.from_numpy(prepare_pixels(image, resolution)))
+        logits_BVHW = encoder(pixels_HWC.permute(2, 0, 1)[None].contiguous())
+        tokens.append(logits_BVHW.argmax(1).flatten().numpy())
+    return tokens
+
+
+def _make_sgemm() -> Callable[[], object]:
+    left, right = torch.randn(2, SGEMM_SIZE, SGEMM_SIZE)
+    return lambda: [left @ right for _ in range(4)]
+
+
+def _time(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dict[str, float]:
+    """Median seconds of each side; a first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(num_rounds + 1):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def _count_operations(resolution: int, width: int) -> float:
+    """Floating-point operations of the convolutions for one image."""
+    with torch.device("meta"):
+        kernels = {name: p.shape for name, p in Encoder(width).named_parameters() if name.endswith(".w")}
+    num_operations = 0.0
+    for name, shape in kernels.items():
+        group = int(name[len("blocks.group_")]) if "group_" in name else 4 if "output" in name else 1
+        num_operations += 2 * shape.numel() * (resolution / 2 ** (group - 1)) ** 2
+    return num_operations
+
+
+def _report(seconds: Mapping[str, float], same: float, num_images: int, num_operations: float) -> None:
+    rates = {name: num_images / seconds[name] for name in ("dmlm", "dall_e")}
+    sgemm = 4 * 2 * SGEMM_SIZE**3 / seconds["sgemm"]
+    row = {
+        "dmlm": rates["dmlm"],
+        "peers": {"dall_e": rates["dall_e"]},
+        "unit": "images/s",
+        "ratio": rates["dmlm"] / rates["dall_e"],
+        "target": TARGET,
+        "same_ids": same,
+        "sgemm_gflops": sgemm / 1e9,
+        "sgemm_share": {name: rate * num_operations / sgemm for name, rate in rates.items()},
+        "num_threads": torch.get_num_threads(),
+    }
+    print(json.dumps({"G": row}))
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in row["sgemm_share"].items())
+    print(
+        f"G. image -> tokens: dmlm {rates['dmlm']:.3f}, dall_e {rates['dall_e']:.3f} images/s:"
+        f" {row['ratio']:.2f} x (target {TARGET}); {same:.2%} of the codes equal; of bare sgemm: {shares}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Settings of `build-codebook`, and whatever of them can be refused before anything is read."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from dmlm.pipeline.corpus_sampling import SourceShare
+from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.encoders.registry import check_encoder
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.sources import DEFAULT_OPTIONS, SourceOptions
+from dmlm.pipeline.tokenizers.patch import ENCODER as PATCH
+from dmlm.pipeline.tokenizers.patch import patch_features
+from dmlm.pipeline.tokenizers.pretrained import name_image_part, name_speech_part
+from dmlm.pipeline.tokenizers.text import BPE, NUM_BYTES
+
+KMEANS = "kmeans"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildCodebookConfig:
+    """Settings of `build-codebook`; the defaults are the command's."""
+
+    root: Path
+    out_dir: Path
+    sources: tuple[SourceShare, ...] = ()
+    """Empty: every source under `root`, in equal shares."""
+    splits: tuple[str, ...] | None = None
+    """None: the training splits, or all where a corpus has none."""
+    options: SourceOptions = DEFAULT_OPTIONS
+    speech_tokenizer: str = KMEANS
+    """Or `seamless[:DIR]`, which needs no fit."""
+    encoder: str = "whisper:tiny.en"
+    layer: int | None = None
+    """Encoder block from 1; None: after the final layer norm."""
+    window: str = "exact"
+    num_clusters: int = 500
+    max_audio_seconds: float = 3_600.0
+    """Speech that is encoded, drawn from all over the corpora: 180,000 frames."""
+    text_tokenizer: str = "bpe:400"
+    image_tokenizer: str = PATCH
+    """Or `dalle[:DIR]`, which needs no fit."""
+    image_resolution: int = 128
+    num_image_clusters: int = 512
+    limit: int | None = None
+    """Read only the first items of each source."""
+    seed: int = 0
+    device: str = "auto"
+
+
+def check_config(config: BuildCodebookConfig) -> None:
+    """Raises ConfigError for a setting that cannot be honoured; opens the weights that are only named."""
+    if config.window not in list(WindowMode):
+        raise ConfigError(f"window {config.window!r}: must be one of {', '.join(WindowMode)}")
+    check_encoder(config.encoder, WindowMode(config.window))
+    if config.speech_tokenizer != KMEANS:
+        _refuse_settings(config, ("encoder", "layer", "window", "num_clusters"), config.speech_tokenizer)
+        name_speech_part(config.speech_tokenizer, config.device)
+    if config.image_tokenizer == PATCH:
+        patch_features(config.image_resolution)
+    else:
+        _refuse_settings(config, ("num_image_clusters",), config.image_tokenizer)
+        name_image_part(config.image_tokenizer, config.image_resolution, config.device)
+    if config.text_tokenizer.startswith(BPE):
+        num_bpe_entries(config.text_tokenizer)
+
+
+def num_bpe_entries(name: str) -> int:
+    """N of `bpe:N`.
+
+    Raises:
+        ConfigError: N is no number from 256.
+    """
+    number = name.removeprefix(BPE)
+    if not (number.isdecimal() and int(number) >= NUM_BYTES):
+        raise ConfigError(f"text tokenizer {name}: bpe:N needs a number of entries from {NUM_BYTES}")
+    return int(number)
+
+
+def _refuse_settings(config: BuildCodebookConfig, names: tuple[str, ...], tokenizer: str) -> None:
+    defaults = {field.name: field.default for field in fields(config)}
+    for name in names:
+        if getattr(config, name) != defaults[name]:
+            raise ConfigError(
+                f"{name} {getattr(config, name)}: {tokenizer} needs no fit and has no such setting"
+            )

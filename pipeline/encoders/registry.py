@@ -1,0 +1,92 @@
+"""Encoders by name: `whisper:tiny.en`, `hubert:PATH`, `mfcc`.
+
+A new family is one file with an opener `open_…(name, *, layer, device)` and one line in `FAMILIES`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from dmlm.pipeline.encoders import SpeechEncoder, WindowMode
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.suggestions import did_you_mean
+
+WHISPER = "whisper"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFamily:
+    """Where the opener of a family is, and what the family can be asked for."""
+
+    module: str
+    """Imported when an encoder of the family is opened, never before."""
+    opener: str
+    has_windows: bool = False
+    """Whether it was trained on windows of a fixed length, so that `--window` means something."""
+
+
+FAMILIES: Mapping[str, EncoderFamily] = {
+    WHISPER: EncoderFamily("dmlm.pipeline.encoders.whisper", "open_whisper_encoder", has_windows=True),
+    "wav2vec2": EncoderFamily("dmlm.pipeline.encoders.wav2vec2", "open_wav2vec2_encoder"),
+    "hubert": EncoderFamily("dmlm.pipeline.encoders.wav2vec2", "open_wav2vec2_encoder"),
+    "wavlm": EncoderFamily("dmlm.pipeline.encoders.wav2vec2", "open_wav2vec2_encoder"),
+    "mfcc": EncoderFamily("dmlm.pipeline.encoders.mfcc", "open_mfcc_encoder"),
+}
+
+
+def open_encoder(
+    name: str, *, layer: int | None, window: WindowMode = WindowMode.EXACT, device: str = "auto"
+) -> SpeechEncoder:
+    """Encoder by `FAMILY:NAME`, `FAMILY:PATH` or a bare family; a name without a family is a Whisper's.
+
+    Args:
+        name: Such as `whisper:tiny.en`.
+        layer: Output of that block, counted from 1; None: the last one, after its final norm.
+        window: What it sees behind the end of a recording; only Whisper can be padded.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ConfigError: No such family, its weights cannot be found, or it has no such layer or window.
+        CorruptInputError: Its weights are damaged.
+    """
+    check_encoder(name, window)
+    family = FAMILIES[family_of(name)]
+    options = {"window": window} if family.has_windows else {}
+    open_family = getattr(import_module(family.module), family.opener)
+    encoder: SpeechEncoder = open_family(name, layer=layer, device=device, **options)
+    return encoder
+
+
+def check_encoder(name: str, window: WindowMode) -> None:
+    """Raises ConfigError when no weights are needed to see that this cannot be opened."""
+    family = family_of(name)
+    if window is not WindowMode.EXACT and not FAMILIES[family].has_windows:
+        raise ConfigError(
+            f"window {window}: {family} has no windows to pad, only {WHISPER} has; use {WindowMode.EXACT}"
+        )
+
+
+def family_of(name: str) -> str:
+    """Family of an encoder.
+
+    Raises:
+        ConfigError: There is no such family.
+    """
+    family, separator, _ = name.partition(":")
+    if family in FAMILIES:
+        return family
+    if separator and not Path(name).expanduser().exists():
+        raise ConfigError(
+            f"encoder {name}: {family} is no family of encoders; one of {', '.join(FAMILIES)}"
+            f"{did_you_mean(family, FAMILIES)}"
+        )
+    return WHISPER
+
+
+def absolute_encoder(name: str) -> str:
+    """The same encoder by a name that means the same from every working directory."""
+    family = family_of(name)
+    rest = name.removeprefix(family).removeprefix(":")
+    path = Path(rest).expanduser()
+    return f"{family}:{path.resolve()}" if rest and path.exists() else name

@@ -1,0 +1,105 @@
+"""`experiment NAME`: the open checks, one command each."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dmlm.pipeline.commands import (
+    SOURCE_NAMES,
+    device_option,
+    parse_layer,
+    resolve_root,
+    root_option,
+    seed_option,
+    split_option,
+)
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.source_options import source_options
+
+if TYPE_CHECKING:
+    from dmlm.pipeline.sources import SourceOptions
+
+
+@click.group(short_help="Compare settings on a small sample.")
+def experiment() -> None:
+    """Compare settings on a small sample, before GPU days are spent.
+
+    Example:  dmlm-cli experiment codebook-sweep --source librispeech --root /data --out sweep
+    """
+
+
+@experiment.command("codebook-sweep", short_help="Which encoder layer, and how many clusters.")
+@click.option(
+    "--source", type=click.Choice(SOURCE_NAMES), required=True, help="Corpus to fit and measure on."
+)
+@root_option()
+@split_option()
+@source_options
+@click.option("--encoder", default="whisper:tiny.en", show_default=True, help="As in build-codebook.")
+@click.option("--layers", default="1,2,3,4,last", show_default=True, help="Encoder blocks from 1, or last.")
+@click.option("--clusters", default="50,100,200,500", show_default=True, help="Numbers of clusters.")
+@click.option(
+    "--window", type=click.Choice(["exact", "padded"]), default="exact", show_default=True, help="Of Whisper."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Utterances to fit on, and as many to measure on.",
+)
+@seed_option()
+@device_option()
+@click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+def codebook_sweep(
+    source: str,
+    root: Path | None,
+    splits: tuple[str, ...],
+    options: "SourceOptions",
+    encoder: str,
+    layers: str,
+    clusters: str,
+    window: str,
+    limit: int,
+    seed: int,
+    device: str,
+    out_dir: Path,
+) -> None:
+    """Fit and judge a codebook for every layer and number of clusters.
+
+    Fitted on training splits, measured on --split, else on the development splits, else on the test splits.
+    Writes DIR/sweep.json and DIR/sweep.html.
+
+    Example:  dmlm-cli experiment codebook-sweep --source librispeech --root /data --out sweep
+    """
+    from dmlm.pipeline.codebook_page import render_sweep
+    from dmlm.pipeline.codebook_sweep import SweepConfig, sweep_codebooks
+    from dmlm.pipeline.storage import write_bytes, write_json
+
+    report = sweep_codebooks(
+        SweepConfig(
+            source=source,
+            root=resolve_root(root, source),
+            splits=splits or None,
+            options=options,
+            encoder=encoder,
+            layers=tuple(dict.fromkeys(map(parse_layer, layers.split(",")))),
+            clusters=parse_clusters(clusters),
+            window=window,
+            limit=limit,
+            seed=seed,
+            device=device,
+        )
+    )
+    click.echo(report.table())
+    write_json(out_dir / "sweep.json", report.to_json())
+    write_bytes(out_dir / "sweep.html", render_sweep(report).encode())
+
+
+def parse_clusters(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them, each once."""
+    numbers = dict.fromkeys(text.split(","))
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise ConfigError(f"--clusters {text}: must be numbers from 1 with commas between them")
+    return tuple(map(int, numbers))

@@ -1,0 +1,65 @@
+"""The options that only some sources need, for every command that reads sources.
+
+The sources themselves are imported when a command runs, so that `--help` answers at once.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+_OPTIONS = (
+    click.option("--lang-pair", help="CoVoST language pair such as it_en.  [default: the only one present]"),
+    click.option(
+        "--microphone",
+        type=click.Choice(["ihm-mix", "ihm", "sdm"]),
+        default="ihm-mix",
+        show_default=True,
+        help="AMI: headset mix, each speaker's own headset, or one distant microphone.",
+    ),
+    click.option(
+        "--truncated-words",
+        type=click.Choice(["keep", "drop"]),
+        default="keep",
+        show_default=True,
+        help="AMI: words that the speaker broke off.",
+    ),
+    click.option(
+        "--coco-splits",
+        type=click.Choice(["2014", "2017", "karpathy"]),
+        help="COCO: partition to use.  [default: karpathy where dataset_coco.json is, else the only year]",
+    ),
+    click.option(
+        "--columns",
+        metavar="FIELD=COLUMN,…",
+        help="hf: which columns to take, such as text=sentence,key=id.  [default: by type and usual names]",
+    ),
+    click.option("--language", help="text, units, hf: ISO code of the language of the texts, such as en."),
+    click.option(
+        "--num-units",
+        type=click.IntRange(min=1),
+        help="units: size of their codebook.  [default: the largest id and one]",
+    ),
+    click.option(
+        "--units-name",
+        help="units: name of what made them; units of one name fit together.  [default: a hash of the files]",
+    ),
+)
+
+
+def source_options(command: Command) -> Command:
+    """Adds the options; the command gets them as one `options: SourceOptions`."""
+
+    @wraps(command)
+    def with_options(**settings: Any) -> Any:
+        from dmlm.pipeline.sources import SourceOptions
+
+        options = SourceOptions(**{name: settings.pop(name) for name in SourceOptions.__slots__})
+        return command(options=options, **settings)
+
+    for option in reversed(_OPTIONS):
+        with_options = option(with_options)
+    return with_options

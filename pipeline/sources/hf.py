@@ -1,0 +1,177 @@
+"""Hugging Face data sets: hub:ORG/NAME[:CONFIG], or a local folder of parquet, arrow or audio files.
+
+Rows are streamed. `datasets` never decodes: recordings and images that lie inside its files are copied as
+they are into its cache, with a list of the `jsonl` source beside them, and read like any file from then on.
+Only a name with `hub:` is looked up in the network.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.samples import SourceItem
+from dmlm.pipeline.sources import jsonl
+from dmlm.pipeline.sources.interface import SourceOptions, to_key
+from dmlm.pipeline.sources.lines import Line, iter_lines
+from dmlm.pipeline.storage import atomic_writer, sha256_json
+from dmlm.pipeline.suggestions import did_you_mean
+
+EXPECTED = "*.parquet, *.arrow or a folder of save_to_disk, or --root hub:ORG/NAME,"
+NAME = "hf"
+
+_HUB = "hub:"
+_SAVED = ("dataset_dict.json", "state.json")
+_PATTERNS = ("**/*.parquet", "**/*.arrow", "**/metadata.csv", "**/metadata.jsonl")
+_MEDIA = {"audio", "image"}
+_NAMES = {"key", "speaker"}
+"""Fields that may be numbers in a data set."""
+_USUAL_NAMES = {
+    "text": ("text", "sentence", "transcription", "transcript", "caption", "normalized_text"),
+    "language": ("language", "locale"),
+    "translation": ("translation",),
+    "speaker": ("speaker", "speaker_id", "client_id"),
+}
+_FIELDS = ("key", "audio", "image", *_USUAL_NAMES, "translation_language")
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
+
+
+def is_present(corpus_dir: Path) -> bool:
+    """Whether it is the name of a hub, or a folder that `datasets` knows to read."""
+    return _is_hub_name(corpus_dir) or any(any(corpus_dir.glob(pattern)) for pattern in _PATTERNS)
+
+
+def find_splits(corpus_dir: Path, options: SourceOptions) -> tuple[str, ...]:
+    """Splits of the data set, sorted.
+
+    Raises:
+        ConfigError: `datasets` cannot open it.
+    """
+    return tuple(sorted(_open(corpus_dir)))
+
+
+def iter_split(corpus_dir: Path, split: str, options: SourceOptions) -> Iterator[SourceItem]:
+    """Yields the rows of a split in their order.
+
+    Raises:
+        ConfigError: A column is not there, or there is none to use.
+    """
+    list_path = _cache_dir(corpus_dir, options) / f"{to_key(split)}.jsonl"
+    lines = (
+        iter_lines(list_path) if list_path.is_file() else _copy_rows(corpus_dir, split, options, list_path)
+    )
+    for line in lines:
+        yield replace(jsonl.parse_line(list_path, line), source=NAME)
+
+
+def _copy_rows(corpus_dir: Path, split: str, options: SourceOptions, list_path: Path) -> Iterator[Line]:
+    """Yields the lines of the list while it is written; it stays only if the rows were read to the end."""
+    rows = _open(corpus_dir)[split].decode(False)
+    columns = _choose_columns(rows.features or rows._resolve_features().features, options)
+    files_dir = list_path.with_suffix("")
+    files_dir.mkdir(parents=True, exist_ok=True)
+    with atomic_writer(list_path) as file:
+        for number, row in enumerate(rows, start=1):
+            values = {field: row[column] for field, column in columns.items() if row[column] is not None}
+            record = _to_record(values, split, number, files_dir)
+            if options.language:
+                record["language"] = options.language
+            text = json.dumps(record, ensure_ascii=False)
+            file.write(f"{text}\n".encode(errors="replace"))
+            yield Line(text, f"{list_path.name}:{number}", record["key"])
+
+
+def _to_record(values: Mapping[str, Any], split: str, number: int, files_dir: Path) -> dict[str, Any]:
+    """Line of the list for a row; its recording or image is a file from then on."""
+    key = f"{to_key(split)}-{number:08d}"
+    record = {"key": key, "split": split, **values}
+    for field in _MEDIA & values.keys():
+        record[field] = _keep_file(values[field], files_dir / f"{number:08d}")
+    if "image" in record:
+        record["image_id"] = key  # one row, one image
+    for field in _NAMES & values.keys():
+        record[field] = str(values[field])
+    return record
+
+
+def _keep_file(media: Any, stem: Path) -> Any:
+    """Path of a recording or an image, which is copied when it lies inside a file of the data set."""
+    if not isinstance(media, Mapping):
+        return media
+    name = media.get("path") or ""
+    if media.get("bytes") is None:
+        return name
+    suffix = Path(name).suffix
+    path = stem.with_suffix(suffix if _SUFFIX.fullmatch(suffix) else "")
+    path.write_bytes(media["bytes"])
+    return str(path)
+
+
+def _choose_columns(features: Mapping[str, Any], options: SourceOptions) -> dict[str, str]:
+    """Columns by field: as the user says, else by type and usual names."""
+    chosen = _parse_columns(options.columns, features) if options.columns else {}
+    for column, feature in features.items():
+        kind = type(feature).__name__.lower()
+        if kind in _MEDIA:
+            chosen.setdefault(kind, column)
+    for field, names in _USUAL_NAMES.items():
+        usual = [name for name in names if getattr(features.get(name), "dtype", None) == "string"]
+        if usual:
+            chosen.setdefault(field, usual[0])
+    if not chosen.keys() & {*_MEDIA, "text"}:
+        raise ConfigError(
+            f"{NAME}: no audio, image or text among the columns {', '.join(features)}; give --columns"
+        )
+    return chosen
+
+
+def _parse_columns(text: str, features: Mapping[str, Any]) -> dict[str, str]:
+    chosen = {}
+    for pair in text.split(","):
+        field, _, column = pair.partition("=")
+        if field not in _FIELDS:
+            raise ConfigError(
+                f"--columns {pair}: no field {field!r}{did_you_mean(field, _FIELDS)}; "
+                f"there are {', '.join(_FIELDS)}"
+            )
+        if column not in features:
+            raise ConfigError(f"--columns {pair}: no column {column!r}; there are {', '.join(features)}")
+        chosen[field] = column
+    return chosen
+
+
+def _open(corpus_dir: Path) -> Mapping[str, Any]:
+    """Streams of rows by split."""
+    import datasets
+
+    name, _, config = str(corpus_dir).removeprefix(_HUB).partition(":")
+    try:
+        if _is_hub_name(corpus_dir):
+            return dict(datasets.load_dataset(name, config or None, streaming=True))
+        if any((corpus_dir / name).is_file() for name in _SAVED):
+            saved = datasets.load_from_disk(str(corpus_dir))
+            parts = saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved}
+            return {split: rows.to_iterable_dataset() for split, rows in parts.items()}
+        return dict(datasets.load_dataset(str(corpus_dir), streaming=True))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(f"{NAME}: {corpus_dir} cannot be opened by datasets: {reason}") from error
+
+
+def _is_hub_name(corpus_dir: Path) -> bool:
+    return str(corpus_dir).startswith(_HUB)
+
+
+def _cache_dir(corpus_dir: Path, options: SourceOptions) -> Path:
+    """Folder of one state of a data set; a local one that has changed has another."""
+    import datasets
+
+    identity: list[Any] = [str(corpus_dir), options.columns, options.language]
+    if not _is_hub_name(corpus_dir):
+        files = sorted(path for path in corpus_dir.rglob("*") if path.is_file())
+        stats = [(str(path.resolve()), path.stat()) for path in files]
+        identity += [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return Path(datasets.config.HF_DATASETS_CACHE) / "dmlm" / sha256_json(identity)[:16]

@@ -1,0 +1,112 @@
+"""The options that say what tokens are made with.
+
+`build-codebook` makes every part of a codebook folder; `tokenize` takes another in place of one. The
+tokenizers themselves are imported when a command runs, so that `--help` answers at once.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+_CODEBOOK_OPTIONS = (
+    click.option(
+        "--speech-tokenizer",
+        default="kmeans",
+        show_default=True,
+        help="kmeans over --encoder, or seamless[:DIR], which needs no fit.",
+    ),
+    click.option(
+        "--encoder",
+        default="whisper:tiny.en",
+        show_default=True,
+        help="whisper:NAME|PATH, wav2vec2:, hubert: or wavlm: and NAME|DIR of Hugging Face, or mfcc.",
+    ),
+    click.option("--layer", default="last", show_default=True, help="Encoder block from 1, or last."),
+    click.option("--clusters", "num_clusters", type=click.IntRange(min=1), default=500, show_default=True),
+    click.option(
+        "--window",
+        type=click.Choice(["exact", "padded"]),
+        default="exact",
+        show_default=True,
+        help="Encode the true length, or pad to 30 s as Whisper was trained.",
+    ),
+    click.option(
+        "--text-tokenizer",
+        default="bpe:400",
+        show_default=True,
+        help="A Hugging Face name or folder, or bpe:N to train one here.",
+    ),
+    click.option(
+        "--image-tokenizer",
+        default="patch",
+        show_default=True,
+        help="patch: k-means over patches, or dalle[:DIR], which needs no fit.",
+    ),
+    click.option("--image-resolution", type=click.IntRange(min=8), default=128, show_default=True),
+    click.option(
+        "--image-clusters", "num_image_clusters", type=click.IntRange(min=1), default=512, show_default=True
+    ),
+)
+_CHOICE_OPTIONS = (
+    click.option(
+        "--speech-tokenizer",
+        metavar="seamless[:DIR]",
+        help="Units in place of the codebook's; DIR: their weights.  [default: ~/.cache/dmlm/seamless]",
+    ),
+    click.option(
+        "--unit-backend",
+        type=click.Choice(["transformers", "fairseq2"]),
+        default="transformers",
+        show_default=True,
+        help="What computes the Seamless units.",
+    ),
+    click.option(
+        "--image-tokenizer",
+        metavar="dalle[:DIR]",
+        help="Image tokens in place of the codebook's; DIR: their weights.  [default: ~/.cache/dmlm/dalle]",
+    ),
+    click.option(
+        "--image-resolution", type=click.IntRange(min=8), help="With --image-tokenizer.  [default: 128]"
+    ),
+    click.option(
+        "--text-tokenizer",
+        help="Text tokens in place of the codebook's: a Hugging Face name or folder, or bpe:256 (bytes).",
+    ),
+)
+
+
+def codebook_options(command: Command) -> Command:
+    """Adds the options of what is fitted and with which settings."""
+    for option in reversed(_CODEBOOK_OPTIONS):
+        command = option(command)
+    return command
+
+
+def tokenizer_options(command: Command) -> Command:
+    """Adds the options; the command gets `choice: TokenizerChoice` and `unit_backend`."""
+
+    @wraps(command)
+    def with_choice(
+        speech_tokenizer: str | None,
+        image_tokenizer: str | None,
+        image_resolution: int | None,
+        text_tokenizer: str | None,
+        **settings: Any,
+    ) -> Any:
+        from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
+
+        choice = TokenizerChoice(
+            speech=speech_tokenizer,
+            image=image_tokenizer,
+            image_resolution=image_resolution,
+            text=text_tokenizer,
+        )
+        return command(choice=choice, **settings)
+
+    for option in reversed(_CHOICE_OPTIONS):
+        with_choice = option(with_choice)
+    return with_choice

@@ -1,0 +1,126 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmlm.pipeline.samples import Broken, ImageCaption, TextLine, Utterance
+from dmlm.pipeline.sources import open_source
+from dmlm.pipeline.sources.jsonl import parse_line
+from dmlm.pipeline.sources.lines import Line
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for name in ("clips/a.wav", "b.jpg"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def write(folder, *lines, name="mine.jsonl"):
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+def read(folder, splits=None):
+    return list(open_source("jsonl", folder, splits).iter_items())
+
+
+def test_audio_with_every_field(folder):
+    write(
+        folder,
+        {
+            "key": "a1",
+            "audio": "clips/a.wav",
+            "text": "Ciao.",
+            "language": "it",
+            "translation": "Hello.",
+            "translation_language": "en",
+            "speaker": "anna",
+            "split": "dev",
+            "start_seconds": 1,
+            "end_seconds": 2.5,
+        },
+    )
+    assert read(folder) == [
+        Utterance(
+            key="a1",
+            source="jsonl",
+            split="dev",
+            audio_path=folder / "clips" / "a.wav",
+            start_seconds=1,
+            end_seconds=2.5,
+            text="Ciao.",
+            language="it",
+            translation="Hello.",
+            translation_language="en",
+            speaker="anna",
+        )
+    ]
+
+
+def test_images_and_texts_need_no_key(folder):
+    write(folder, {"image": "b.jpg", "text": "A bus."}, "", {"text": "Only text.", "language": None})
+    assert read(folder / "mine.jsonl") == [
+        ImageCaption(
+            key="mine-00000001",
+            source="jsonl",
+            split="mine",
+            image_path=folder / "b.jpg",
+            image_id="b.jpg",
+            text="A bus.",
+        ),
+        TextLine(key="mine-00000003", source="jsonl", split="mine", text="Only text."),
+    ]
+
+
+def test_splits_are_those_of_the_lines_else_the_name_of_the_file(folder):
+    write(folder, {"text": "a", "split": "train"}, {"text": "b"}, {"text": "c", "split": "train"})
+    write(folder, {"text": "d"}, name="train.jsonl")
+    assert open_source("jsonl", folder).splits == ("mine", "train")
+    assert [item.text for item in read(folder, ["train"])] == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ({"txt": "x"}, "unknown key 'txt'; did you mean 'text'"),
+        ({"audio": "clips/none.wav"}, "no file clips/none.wav"),
+        ({"audio": "/secret/folder/none.wav"}, "no file none.wav"),
+        ({"image": "clips"}, "no file clips"),
+        ({"audio": "clips/a.wav", "image": "b.jpg"}, "write two lines"),
+        ({"audio": "clips/a.wav", "start_seconds": -1}, "start_seconds must be seconds from 0, found '-1'"),
+        ({"audio": "clips/a.wav", "end_seconds": "3"}, "end_seconds must be seconds"),
+        ('{"audio": "clips/a.wav", "end_seconds": NaN}', "end_seconds must be seconds"),
+        ({"audio": "clips/a.wav", "end_seconds": True}, "end_seconds must be seconds"),
+        ({"audio": "clips/a.wav", "start_seconds": 2, "end_seconds": 1}, "end_seconds is 1, but"),
+        ({"text": 3}, "text must be text, found '3'"),
+        ({"text": "x", "key": "a/b"}, "key 'a/b' must be letters"),
+        ({"language": "en"}, "needs audio, image or text"),
+        ("{", "not json"),
+        ("[" * 100_000, "not json"),
+        ("[1]", "expected an object, found list"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_named_with_its_number(folder, line, reason):
+    write(folder, {"text": "fine"}, line)
+    fine, broken = read(folder)
+    assert isinstance(fine, TextLine)
+    assert isinstance(broken, Broken)
+    assert broken.reason.startswith("mine.jsonl:2: ")
+    assert reason in broken.reason
+    assert "secret" not in broken.reason
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner))
+FIELDS = st.sampled_from(["key", "text", "split", "audio", "start_seconds", "nonsense"])
+
+
+@settings(max_examples=50)
+@given(content=st.dictionaries(FIELDS, JSON))
+def test_any_object_becomes_an_item_and_nothing_escapes(content, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    item = parse_line(path, Line(json.dumps(content), "any.jsonl:1", "any-1"))
+    assert item.source == "jsonl"
+    assert isinstance(item.split, str)
