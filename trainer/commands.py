@@ -142,7 +142,7 @@ def transcribe(ctx: click.Context, checkpoint: Path, device: str, files: tuple[P
 def demo(out_dir: Path, seed: int) -> None:
     """Make sample corpora, tokenize them, train one joint model and measure it.
 
-    About nine minutes on two CPU cores. Run it again with the same --out and it goes on where it was.
+    Seven to nine minutes on two CPU cores. Run it again with the same --out and it goes on where it was.
 
     Example:  dmlm-cli demo --out runs/demo
     """
