@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.vocabulary import Vocabulary
 
 REPOSITORY = Path(__file__).parent.parent
+
+# A slow machine is no fault of the code, and in a fresh clone the first text drawn waits for tables.
+settings.register_profile("dmlm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dmlm")
 
 
 @pytest.fixture(scope="session")

@@ -178,7 +178,7 @@ def test_silence_bomb_is_refused_before_decoding_and_a_silent_clip_is_not(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["a.flac", "a.wav", "a.ogg"])
-@settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=70, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_audio_raises_nothing_but_our_own_errors(tmp_path, name, data):
     path = write(tmp_path / name, tone(0.5))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlm.pipeline import codebook as codebook_module
@@ -126,7 +126,6 @@ def codebook_of(centroids_KD: Vectors) -> Codebook:
     return Codebook(centroids_KD=centroids_KD, encoder="test", features={}, statistics=fit().statistics)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 8), st.integers(0, 2**32 - 1))
 def test_nearest_centroid_is_the_lowest_id_of_least_distance(
     num_vectors: int, num_clusters: int, width: int, seed: int

@@ -88,7 +88,7 @@ def test_broken_image_is_an_image_error_that_names_the_file(tmp_path, case):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
-@settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=70, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_image_raises_nothing_but_our_own_errors(tmp_path, name, data):

@@ -70,7 +70,7 @@ SAMPLES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples=SAMPLES)
 def test_samples_survive_a_shard_and_its_bytes_are_the_same_twice(
     samples: list[Sample], tmp_path_factory: pytest.TempPathFactory

@@ -64,7 +64,7 @@ prompts_of_any_length = st.lists(st.integers(0, 19), min_size=1, max_size=NUM_PO
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     requests=st.lists(st.tuples(prompts_of_any_length, st.integers(0, 12)), max_size=7),
     batch_size=st.integers(1, 5),

@@ -64,7 +64,7 @@ def reference(parts: list[tuple[PackedBatch, torch.Tensor]], normalise: str) -> 
     return total
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     sequences=SEQUENCES,
     cuts=st.sets(st.integers(1, 7)),

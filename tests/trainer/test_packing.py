@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlm.trainer.packing import Packer, pack_sequences
@@ -14,7 +14,6 @@ def pack_all(packer: Packer[int], lengths: list[int], first: int = 0) -> list[li
     return [row for row in rows if row is not None]
 
 
-@settings(deadline=None)
 @given(lengths=LENGTHS, num_open=st.integers(1, 6))
 def test_every_sequence_is_packed_exactly_once_and_no_row_overflows(
     lengths: list[int], num_open: int
@@ -28,7 +27,6 @@ def test_every_sequence_is_packed_exactly_once_and_no_row_overflows(
     assert not packer.open_rows
 
 
-@settings(deadline=None)
 @given(lengths=LENGTHS, cut=st.integers(0, 80))
 def test_a_packer_goes_on_from_its_open_rows(lengths: list[int], cut: int) -> None:
     whole: Packer[int] = Packer(50, 3)

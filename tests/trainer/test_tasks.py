@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
@@ -86,7 +86,6 @@ def test_runs_are_collapsed_in_source_and_target() -> None:
     assert spell(t2s) == "BOS <en> 10/t 11/t <t2s> <speech> <u5>/s <u7>/s </speech>/s EOS/s"
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3)))
 def test_collapsed_tokens_have_no_run_and_keep_every_change(values: list[int]) -> None:
     kept = [value for i, value in enumerate(values) if i == 0 or values[i - 1] != value]
@@ -144,7 +143,6 @@ SAMPLES = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(sample=SAMPLES, collapsed=st.booleans(), target_only=st.booleans())
 def test_the_index_foretells_lengths_and_losses(sample: Sample, collapsed: bool, target_only: bool) -> None:
     config = SequenceConfig(collapse_runs=collapsed, target_only=target_only)

@@ -71,7 +71,7 @@ def test_loudness_moves_only_the_first_coefficient() -> None:
     np.testing.assert_allclose(loud[:, 0] - quiet[:, 0], np.log(16) * np.sqrt(23), atol=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(num_samples=st.integers(0, 3000))
 def test_frames_are_those_of_a_wav2vec2_network(num_samples: int) -> None:
     waveform = np.random.default_rng(num_samples).standard_normal(num_samples).astype(np.float32)

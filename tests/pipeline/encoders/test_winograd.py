@@ -18,7 +18,7 @@ def convolve_directly(x_BHWC: Tensor, kernel_KC33: Tensor) -> Tensor:
     return y_BKHW.permute(0, 2, 3, 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 21), st.integers(1, 21), st.integers(1, 9)),
     num_outputs=st.integers(1, 9),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -56,7 +56,6 @@ def opt_like(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(deadline=None)
 @given(UNICODE)
 def test_any_text_survives_encode_and_decode(text: str) -> None:
     tokenizer = trained_bpe()
