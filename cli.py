@@ -73,7 +73,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except DmlmError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
-        return _fail(str(error) or "interrupted; run the same command again to go on", ExitCode.INTERRUPTED)
+        # click puts an Abort without words in the place of a KeyboardInterrupt that may have some.
+        reason = str(error.__cause__ or error) or "interrupted; run the same command again to go on"
+        return _fail(reason, ExitCode.INTERRUPTED)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG}:
             raise

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import click
 import pytest
 
-from dmlm.cli import COMMANDS, run
+from dmlm.cli import COMMANDS, group, run
 
 SOURCE_OPTIONS = (
     *("--lang-pair", "--microphone", "--truncated-words", "--coco-splits", "--language"),
@@ -113,3 +114,19 @@ def test_bad_input_ends_with_a_short_message_and_its_exit_code(
     assert "Traceback" not in error
     assert len([line for line in error.splitlines() if line.startswith(("dmlm-cli: error", "Error"))]) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [("stopped and saved; go on with --resume", "go on with --resume"), ("", "run the same command again")],
+)
+def test_an_interrupted_command_says_how_to_go_on(
+    words: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def train() -> None:
+        raise KeyboardInterrupt(words)
+
+    monkeypatch.setattr(group, "get_command", lambda context, name: train)
+    assert run(["train"]) == 130
+    assert shown in capsys.readouterr().err
