@@ -5,7 +5,6 @@ V vocabulary.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.vocabulary import SPECIAL_TOKENS, Vocabulary
+from dmlm.trainer.architectures import POSITION_TABLE, new_model
 from dmlm.trainer.config import ModelConfig
 from dmlm.trainer.packing import PackedBatch
 
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 VOCABULARY_NAME: Final = "vocabulary.json"
 PACKED_ATTENTION: Final = "dmlm_packed"
-POSITION_TABLE: Final = "model.decoder.embed_positions"
-"""OPT's learned positions; the first `offset` rows are not positions."""
-POSITION_SCALE: Final = 0.1
-"""Root mean square of new positions, in that of new tokens."""
 
 
 def build_model(
@@ -49,7 +45,7 @@ def build_model(
         FingerprintMismatchError: `config.init` has another text tokenizer, or another vocabulary.
     """
     if config.init is None:
-        return _from_scratch(config, vocabulary, max_length, seed)
+        return _with_token_ids(new_model(config, vocabulary.size, max_length, seed), vocabulary)
     try:
         model = load_model(config.init)
     except (OSError, ValueError) as error:
@@ -183,82 +179,6 @@ def check_text_tokenizer(init: str, text_dir: Path) -> None:
             f"--init {init}: its text tokenizer ({len(theirs)} entries) is not the shards' ({len(ours)} "
             f"entries); run `dmlm-cli build-codebook --text-tokenizer {init}` and tokenize with that codebook"
         )
-
-
-def _from_scratch(
-    config: ModelConfig, vocabulary: Vocabulary, max_length: int, seed: int
-) -> "PreTrainedModel":
-    build = {"opt": _new_opt, "llama": _new_llama}[config.architecture]
-    with torch.random.fork_rng():
-        torch.manual_seed(int(generator_for(seed, "model").integers(2**63)))
-        model = build(config, vocabulary.size, max_length)
-    return _with_token_ids(model.train(), vocabulary)
-
-
-def _new_opt(config: ModelConfig, vocabulary_size: int, max_length: int) -> "PreTrainedModel":
-    from transformers import OPTConfig, OPTForCausalLM
-
-    model = OPTForCausalLM(
-        OPTConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=config.width,
-            word_embed_proj_dim=config.width,
-            ffn_dim=4 * config.width,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            max_position_embeddings=max_length,
-            dropout=config.dropout,
-            init_std=_small_init_std(config),
-            # OPT's own value, 1, would be a text token here, and its embedding would never be trained.
-            pad_token_id=None,
-        )
-    )
-    _start_positions(model)
-    return model
-
-
-def _new_llama(config: ModelConfig, vocabulary_size: int, max_length: int) -> "PreTrainedModel":
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=config.width,
-            # Three matrices of this size have as many weights as OPT's two of four widths.
-            intermediate_size=8 * config.width // 3,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            max_position_embeddings=max_length,
-            attention_dropout=config.dropout,
-            initializer_range=_small_init_std(config),
-            tie_word_embeddings=True,
-            pad_token_id=None,
-        )
-    )
-
-
-def _small_init_std(config: ModelConfig) -> float:
-    """SmallInit (Nguyen and Salazar 2019): near OPT's 0.02 at width 768, larger in a narrower model.
-
-    Its effect here was not measured alone.
-    """
-    return math.sqrt(2 / (5 * config.width))
-
-
-@torch.no_grad()
-def _start_positions(model: "PreTrainedModel") -> None:
-    """Starts OPT's learned positions as sinusoids (Vaswani et al. 2017, 3.5) far smaller than the tokens.
-
-    They stay trainable. A decoder without positions learns relative ones (Kazemnejad et al. 2023), and a
-    sound is the same wherever it stands: positions as large as tokens slow learning (docs/training.md).
-    """
-    table = model.get_submodule(POSITION_TABLE)
-    weight_TD = table.weight
-    width = weight_TD.shape[1]
-    frequencies_D = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
-    angles_TD = torch.arange(len(weight_TD))[:, None] * frequencies_D
-    sinusoids_TD = torch.cat([angles_TD.sin(), angles_TD.cos()], dim=1)[:, :width]
-    weight_TD.copy_(sinusoids_TD * math.sqrt(2) * POSITION_SCALE * model.config.init_std)
 
 
 def _knows_vocabulary(init: str, vocabulary: Vocabulary) -> bool:
