@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,30 @@ def tiny_dataset(tiny_corpora: Path, tmp_path_factory: pytest.TempPathFactory) -
 def root(tiny_corpora: Path, tmp_path: Path) -> Path:
     """Corpora that a test may break."""
     return shutil.copytree(tiny_corpora, tmp_path / "root")
+
+
+@pytest.fixture(scope="session")
+def settings() -> Callable[..., TokenizeConfig]:
+    """Function that gives the settings of a small run: `settings(root, out_dir, source, **changes)`."""
+
+    def make(root: Path, out_dir: Path, source: str = "librispeech", **changes: object) -> TokenizeConfig:
+        config = TokenizeConfig(
+            source=source, root=root, codebook_dir=root / "codebook", out_dir=out_dir, samples_per_shard=3
+        )
+        return replace(config, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def content() -> Callable[[Path], dict[str, bytes]]:
+    """Function that reads the checksummed files of a data set, by relative path."""
+
+    def read(directory: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(directory)): path.read_bytes()
+            for path in sorted(directory.rglob("*"))
+            if path.is_file() and path.name not in ("run.json", "report.json")
+        }
+
+    return read

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,21 +81,6 @@ def resting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def settings(root: Path, out_dir: Path, source: str = "librispeech", **changes: object) -> TokenizeConfig:
-    config = TokenizeConfig(
-        source=source, root=root, codebook_dir=root / "codebook", out_dir=out_dir, samples_per_shard=3
-    )
-    return replace(config, **changes)
-
-
-def content(directory: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in ("run.json", "report.json")
-    }
-
-
 def mixed_codebook(corpora: Path, changed: Path, changed_part: str, directory: Path) -> Path:
     """The codebook of the corpora, with one part of the changed one."""
     shutil.copytree(corpora / "codebook", directory)
@@ -109,7 +94,13 @@ def mixed_codebook(corpora: Path, changed: Path, changed_part: str, directory: P
 
 @pytest.mark.parametrize("source", ["librispeech", "coco"])
 def test_other_text_tokenizer_costs_no_encoding_and_gives_the_same_bytes(
-    source: str, tiny_corpora: Path, changed_codebook: Path, tmp_path: Path, request: pytest.FixtureRequest
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    source: str,
+    tiny_corpora: Path,
+    changed_codebook: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     first = settings(tiny_corpora, tmp_path / "first", source)
     tokenize(first)
@@ -126,7 +117,11 @@ def test_other_text_tokenizer_costs_no_encoding_and_gives_the_same_bytes(
 
 
 def test_broken_and_unwritable_items_give_the_same_bytes(
-    root: Path, changed_codebook: Path, tmp_path: Path
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    root: Path,
+    changed_codebook: Path,
+    tmp_path: Path,
 ) -> None:
     chapter = root / "LibriSpeech" / "train-tiny" / "7" / "9"
     (chapter / "7-9-0001.flac").write_bytes(b"fLaC")
@@ -143,7 +138,12 @@ def test_broken_and_unwritable_items_give_the_same_bytes(
 
 
 def test_broken_image_stays_broken_without_being_opened(
-    root: Path, changed_codebook: Path, tmp_path: Path, request: pytest.FixtureRequest
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    root: Path,
+    changed_codebook: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     (root / "coco" / "train2017" / "000000000002.jpg").write_bytes(b"\xff\xd8")
     first = settings(root, tmp_path / "first", "coco")
@@ -156,6 +156,8 @@ def test_broken_image_stays_broken_without_being_opened(
 
 
 def test_other_speech_codebook_is_encoded_and_said_so(
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
     tiny_corpora: Path,
     tiny_dataset: Path,
     changed_codebook: Path,
@@ -172,6 +174,8 @@ def test_other_speech_codebook_is_encoded_and_said_so(
 
 
 def test_killed_run_goes_on_and_ends_with_the_same_bytes(
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
     tiny_corpora: Path,
     tiny_dataset: Path,
     changed_codebook: Path,
@@ -200,7 +204,12 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(
     ],
 )
 def test_data_set_of_other_settings_is_refused(
-    changes: dict[str, object], message: str, tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path
+    settings: Callable[..., TokenizeConfig],
+    changes: dict[str, object],
+    message: str,
+    tiny_corpora: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
 ) -> None:
     config = settings(tiny_corpora, tmp_path / "out", reuse_dir=tiny_dataset, **changes)
     with pytest.raises(FingerprintMismatchError, match=message):
@@ -208,7 +217,9 @@ def test_data_set_of_other_settings_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_data_set_of_another_root_is_refused(root: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_data_set_of_another_root_is_refused(
+    settings: Callable[..., TokenizeConfig], root: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
     (root / "LibriSpeech" / "train-tiny" / "7" / "9" / "7-9-0003.flac").write_bytes(b"another recording")
     with pytest.raises(FingerprintMismatchError, match="other items or files than --root holds"):
         tokenize(settings(root, tmp_path / "out", reuse_dir=tiny_dataset))
@@ -216,7 +227,7 @@ def test_data_set_of_another_root_is_refused(root: Path, tiny_dataset: Path, tmp
 
 
 def test_unfinished_or_missing_data_set_is_refused(
-    tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path
+    settings: Callable[..., TokenizeConfig], tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     config = settings(tiny_corpora, tmp_path / "out")
 
@@ -233,7 +244,11 @@ def test_unfinished_or_missing_data_set_is_refused(
 
 
 def test_damaged_shard_ends_the_run_instead_of_being_copied(
-    tiny_corpora: Path, tiny_dataset: Path, changed_codebook: Path, tmp_path: Path
+    settings: Callable[..., TokenizeConfig],
+    tiny_corpora: Path,
+    tiny_dataset: Path,
+    changed_codebook: Path,
+    tmp_path: Path,
 ) -> None:
     damaged = shutil.copytree(tiny_dataset, tmp_path / "damaged")
     tar = damaged / "librispeech-000001.tar"

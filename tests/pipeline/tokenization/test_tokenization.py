@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -20,22 +21,6 @@ from dmlm.pipeline.errors import (
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, verify_dataset
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
 from dmlm.pipeline.tokenizers.registry import load_tokenizers
-
-
-def settings(root: Path, out_dir: Path, source: str = "librispeech", **changes: object) -> TokenizeConfig:
-    config = TokenizeConfig(
-        source=source, root=root, codebook_dir=root / "codebook", out_dir=out_dir, samples_per_shard=3
-    )
-    return replace(config, **changes)
-
-
-def content(directory: Path) -> dict[str, bytes]:
-    """The checksummed files, by relative path."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in ("run.json", "report.json")
-    }
 
 
 def flac(root: Path, number: int) -> Path:
@@ -84,7 +69,7 @@ def test_units_are_those_of_the_tokenizer_alone(tiny_corpora: Path, tiny_dataset
 
 
 def test_captions_of_an_image_stay_in_one_shard_and_share_its_tokens(
-    tiny_corpora: Path, tmp_path: Path
+    settings: Callable[..., TokenizeConfig], tiny_corpora: Path, tmp_path: Path
 ) -> None:
     report = tokenize(settings(tiny_corpora, tmp_path / "out", "coco", samples_per_shard=7))
     assert (report.num_in, report.num_out) == (12, 12)
@@ -104,12 +89,23 @@ def test_captions_of_an_image_stay_in_one_shard_and_share_its_tokens(
     verify_dataset(tmp_path / "out")
 
 
-def test_same_bytes_wherever_corpus_and_output_lie(tiny_dataset: Path, root: Path, tmp_path: Path) -> None:
+def test_same_bytes_wherever_corpus_and_output_lie(
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    tiny_dataset: Path,
+    root: Path,
+    tmp_path: Path,
+) -> None:
     tokenize(replace(settings(root, tmp_path / "again"), root=root / "LibriSpeech"))
     assert content(tmp_path / "again") == content(tiny_dataset)
 
 
-def test_no_path_of_the_machine_is_in_the_data_set(root: Path, tmp_path: Path) -> None:
+def test_no_path_of_the_machine_is_in_the_data_set(
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    root: Path,
+    tmp_path: Path,
+) -> None:
     flac(root, 1).write_bytes(b"no audio")
     tokenize(settings(root, tmp_path / "out"))
     for name, data in content(tmp_path / "out").items():
@@ -125,7 +121,9 @@ def test_data_set_carries_a_codebook_that_can_be_used_without_the_first(tiny_dat
     assert tokenizers.text.num_tokens == card.vocabulary.num_text
 
 
-def test_limit_takes_the_first_items(tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_limit_takes_the_first_items(
+    settings: Callable[..., TokenizeConfig], tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
     assert tokenize(settings(tiny_corpora, tmp_path / "out", limit=2)).num_in == 2
     keys = [sample.key for sample in iter_samples(tmp_path / "out")]
     assert keys == [sample.key for sample in iter_samples(tiny_dataset)][:2]
@@ -142,7 +140,9 @@ def break_files(root: Path) -> dict[str, bytes]:
     return before
 
 
-def test_broken_files_are_quarantined_one_by_one(root: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_broken_files_are_quarantined_one_by_one(
+    settings: Callable[..., TokenizeConfig], root: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
     break_files(root)
     report = tokenize(settings(root, tmp_path / "out"))
     assert (report.num_in, report.num_out, report.num_skipped, report.num_quarantined) == (8, 3, 0, 5)
@@ -157,7 +157,7 @@ def test_broken_files_are_quarantined_one_by_one(root: Path, tiny_dataset: Path,
 
 
 def test_over_budget_nothing_is_published_and_repair_goes_on_from_finished_shards(
-    root: Path, tiny_dataset: Path, tmp_path: Path
+    settings: Callable[..., TokenizeConfig], root: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     out_dir = tmp_path / "out"
     good = flac(root, 7).read_bytes()
@@ -183,7 +183,9 @@ def test_over_budget_nothing_is_published_and_repair_goes_on_from_finished_shard
     verify_dataset(out_dir)
 
 
-def test_broken_image_costs_its_own_captions_only(root: Path, tmp_path: Path) -> None:
+def test_broken_image_costs_its_own_captions_only(
+    settings: Callable[..., TokenizeConfig], root: Path, tmp_path: Path
+) -> None:
     path = root / "coco" / "train2017" / "000000000002.jpg"
     path.write_bytes(path.read_bytes()[:100])
     report = tokenize(settings(root, tmp_path / "out", "coco"))
@@ -191,7 +193,9 @@ def test_broken_image_costs_its_own_captions_only(root: Path, tmp_path: Path) ->
     assert {sample.image_id for sample in iter_samples(tmp_path / "out")} == {"1", "3", "4"}
 
 
-def test_missing_or_partial_codebook_is_named(root: Path, tmp_path: Path) -> None:
+def test_missing_or_partial_codebook_is_named(
+    settings: Callable[..., TokenizeConfig], root: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="none: no codebook; run `dmlm-cli build-codebook"):
         tokenize(settings(root, tmp_path / "out", codebook_dir=tmp_path / "none"))
     build_codebook(
@@ -213,6 +217,8 @@ def test_missing_or_partial_codebook_is_named(root: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_settings_that_make_no_sense_are_refused(tiny_corpora: Path, tmp_path: Path) -> None:
+def test_settings_that_make_no_sense_are_refused(
+    settings: Callable[..., TokenizeConfig], tiny_corpora: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="samples_per_shard is 0"):
         settings(tiny_corpora, tmp_path / "out", samples_per_shard=0)

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,28 +12,15 @@ from dmlm.pipeline.shards import verify_dataset
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
 
 
-def settings(root: Path, out_dir: Path, source: str = "librispeech", **changes: object) -> TokenizeConfig:
-    config = TokenizeConfig(
-        source=source, root=root, codebook_dir=root / "codebook", out_dir=out_dir, samples_per_shard=3
-    )
-    return replace(config, **changes)
-
-
-def content(directory: Path) -> dict[str, bytes]:
-    """The checksummed files, by relative path."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in ("run.json", "report.json")
-    }
-
-
 def flac(root: Path, number: int) -> Path:
     return root / "LibriSpeech" / "train-tiny" / "7" / "9" / f"7-9-{number:04d}.flac"
 
 
 def test_running_again_on_a_complete_data_set_changes_nothing(
-    tiny_corpora: Path, tiny_dataset: Path, caplog: pytest.LogCaptureFixture
+    settings: Callable[..., TokenizeConfig],
+    tiny_corpora: Path,
+    tiny_dataset: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in tiny_dataset.rglob("*") if path.name != "run.json"}
     with caplog.at_level(logging.WARNING):
@@ -52,7 +39,12 @@ def test_running_again_on_a_complete_data_set_changes_nothing(
     ],
 )
 def test_folder_of_other_settings_is_refused_and_left_alone(
-    changes: dict[str, object], message: str, tiny_corpora: Path, tiny_dataset: Path
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    changes: dict[str, object],
+    message: str,
+    tiny_corpora: Path,
+    tiny_dataset: Path,
 ) -> None:
     before = content(tiny_dataset)
     with pytest.raises(FingerprintMismatchError, match=message):
@@ -60,7 +52,9 @@ def test_folder_of_other_settings_is_refused_and_left_alone(
     assert content(tiny_dataset) == before
 
 
-def test_folder_that_holds_something_else_is_refused(tiny_corpora: Path, tmp_path: Path) -> None:
+def test_folder_that_holds_something_else_is_refused(
+    settings: Callable[..., TokenizeConfig], tiny_corpora: Path, tmp_path: Path
+) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(ConfigError, match="is not empty"):
         tokenize(settings(tiny_corpora, tmp_path))
@@ -70,7 +64,11 @@ def test_folder_that_holds_something_else_is_refused(tiny_corpora: Path, tmp_pat
 
 
 def test_damaged_files_of_a_finished_data_set_are_made_again(
-    tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    tiny_corpora: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
 ) -> None:
     out_dir = shutil.copytree(tiny_dataset, tmp_path / "out")
     tar = out_dir / "librispeech-000001.tar"
@@ -88,7 +86,11 @@ def test_damaged_files_of_a_finished_data_set_are_made_again(
 
 
 def test_finished_data_set_of_a_corpus_that_has_changed_is_left_alone(
-    root: Path, tiny_dataset: Path, tmp_path: Path
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    root: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
 ) -> None:
     out_dir = shutil.copytree(tiny_dataset, tmp_path / "out")
     flac(root, 7).unlink()
@@ -100,7 +102,9 @@ def test_finished_data_set_of_a_corpus_that_has_changed_is_left_alone(
     verify_dataset(out_dir)
 
 
-def test_shards_of_items_that_are_gone_are_removed(root: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+def test_shards_of_items_that_are_gone_are_removed(
+    settings: Callable[..., TokenizeConfig], root: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
     out_dir = shutil.copytree(tiny_dataset, tmp_path / "out")
     (out_dir / "dataset.json").unlink()
     for number in (6, 7):
