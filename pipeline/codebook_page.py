@@ -83,7 +83,8 @@ def _usage_chart(counts: tuple[int, ...]) -> str:
 def _run_chart(run_counts: tuple[int, ...]) -> str:
     """`run_counts` starts at length 0, of which there are none."""
     total = max(1, sum(run_counts))
-    shown = [*run_counts[1:LONGEST_RUN], sum(run_counts[LONGEST_RUN:])]
+    longest = [sum(run_counts[LONGEST_RUN:])] if len(run_counts) > LONGEST_RUN else []
+    shown = [*run_counts[1:LONGEST_RUN], *longest]
     return bar_chart([count / total for count in shown], "length of the run in frames", "share of runs")
 
 

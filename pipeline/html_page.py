@@ -101,7 +101,7 @@ def share_chart(rows: Sequence[tuple[str, float, float]]) -> str:
 
 def _shaded(value: float, share: float) -> str:
     colour = f"color-mix(in srgb, var(--bar) {share * 45:.0f}%, transparent)"
-    return f'<td style="background:{colour}">{value:.3g}</td>'
+    return f'<td style="background:{colour}">{value:#.3g}</td>'
 
 
 def _y_axis(top: float, plot_height: int) -> str:
