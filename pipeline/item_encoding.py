@@ -146,12 +146,8 @@ class ItemEncoder:
 
     def _speech_sample(self, item: Utterance, encoded: Encoded) -> Sample:
         rate_hz = require(self.speech, Modality.SPEECH).sampling_rate_hz
-        return Sample(
-            key=item.key,
-            source=item.source,
-            split=item.split,
-            text=item.text,
-            language=item.language,
+        return self._sample(
+            item,
             translation=item.translation,
             translation_language=item.translation_language,
             speaker=item.speaker,
@@ -159,44 +155,33 @@ class ItemEncoder:
             duration_seconds=encoded.length / rate_hz,
             overlap_seconds=item.overlap_seconds,
             speech_tokens=encoded.tokens,
-            text_tokens=self._text_tokens(item.text),
             translation_tokens=self._text_tokens(item.translation),
         )
 
     def _image_sample(self, item: ImageCaption, encoded: Encoded) -> Sample:
-        return Sample(
-            key=item.key,
-            source=item.source,
-            split=item.split,
-            text=item.text,
-            language=item.language,
-            image_id=item.image_id,
-            image_tokens=encoded.tokens,
-            text_tokens=self._text_tokens(item.text),
-        )
+        return self._sample(item, image_id=item.image_id, image_tokens=encoded.tokens)
 
     def _text_sample(self, item: TextLine) -> Sample:
-        return Sample(
-            key=item.key,
-            source=item.source,
-            split=item.split,
-            text=item.text,
-            language=item.language,
+        return self._sample(
+            item,
             translation=item.translation,
             translation_language=item.translation_language,
-            text_tokens=self._text_tokens(item.text),
             translation_tokens=self._text_tokens(item.translation),
         )
 
     def _unit_sample(self, item: UnitLine) -> Sample:
+        return self._sample(item, speech_tokens=np.array(item.units.split(), dtype=np.int32))
+
+    def _sample(self, item: Utterance | ImageCaption | TextLine | UnitLine, **fields: Any) -> Sample:
+        """Sample with what every kind of item has, and with `fields`."""
         return Sample(
             key=item.key,
             source=item.source,
             split=item.split,
             text=item.text,
             language=item.language,
-            speech_tokens=np.array(item.units.split(), dtype=np.int32),
             text_tokens=self._text_tokens(item.text),
+            **fields,
         )
 
     def _text_tokens(self, text: str | None) -> TokenArray | None:
