@@ -9,23 +9,20 @@ written, 272 GFLOP for 256 × 256 pixels: Winograd's algorithm needs fewer, so t
 """
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from rows import SGEMM_OPERATIONS, Row, make_sgemm, time_sides
 from torch import nn
 
 from dmlm.pipeline.encoders.dvae import Encoder
 from dmlm.pipeline.samples import Pixels, TokenArray
 from dmlm.pipeline.tokenizers.dalle import DalleTokenizer, map_pixels, open_dalle_tokenizer, prepare_pixels
 
-TARGET = 1.5
-SGEMM_SIZE = 2048
+TRUE_RESOLUTION = 256
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,11 +39,11 @@ def main(arguments: list[str] | None = None) -> None:
     sides: dict[str, Callable[[], object]] = {
         "dmlm": lambda: results.update(dmlm=list(tokenizer.encode(images))),
         "dall_e": lambda: results.update(dall_e=_encode_one_by_one(reference, images, options.resolution)),
-        "sgemm": _make_sgemm(),
+        "sgemm": make_sgemm(),
     }
-    seconds = _time(sides, options.rounds)
+    seconds = time_sides(sides, options.rounds)
     same = float(np.mean(np.concatenate(results["dmlm"]) == np.concatenate(results["dall_e"])))
-    _report(seconds, same, options.images, _count_operations(options.resolution, options.width))
+    _report(seconds, same, options)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -82,22 +79,6 @@ def _encode_one_by_one(encoder: nn.Module, images: Iterable[Pixels], resolution:
     return tokens
 
 
-def _make_sgemm() -> Callable[[], object]:
-    left, right = torch.randn(2, SGEMM_SIZE, SGEMM_SIZE)
-    return lambda: [left @ right for _ in range(4)]
-
-
-def _time(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dict[str, float]:
-    """Median seconds of each side; a first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(num_rounds + 1):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
-
-
 def _count_operations(resolution: int, width: int) -> float:
     """Floating-point operations of the convolutions for one image."""
     with torch.device("meta"):
@@ -109,26 +90,22 @@ def _count_operations(resolution: int, width: int) -> float:
     return num_operations
 
 
-def _report(seconds: Mapping[str, float], same: float, num_images: int, num_operations: float) -> None:
-    rates = {name: num_images / seconds[name] for name in ("dmlm", "dall_e")}
-    sgemm = 4 * 2 * SGEMM_SIZE**3 / seconds["sgemm"]
-    row = {
-        "dmlm": rates["dmlm"],
-        "peers": {"dall_e": rates["dall_e"]},
-        "unit": "images/s",
-        "ratio": rates["dmlm"] / rates["dall_e"],
-        "target": TARGET,
-        "same_ids": same,
-        "sgemm_gflops": sgemm / 1e9,
-        "sgemm_share": {name: rate * num_operations / sgemm for name, rate in rates.items()},
-        "num_threads": torch.get_num_threads(),
-    }
-    print(json.dumps({"G": row}))
-    shares = ", ".join(f"{name} {share:.2f}" for name, share in row["sgemm_share"].items())
-    print(
-        f"G. image -> tokens: dmlm {rates['dmlm']:.3f}, dall_e {rates['dall_e']:.3f} images/s:"
-        f" {row['ratio']:.2f} x (target {TARGET}); {same:.2%} of the codes equal; of bare sgemm: {shares}"
-    )
+def _report(seconds: Mapping[str, float], same: float, options: argparse.Namespace) -> None:
+    rates = {name: options.images / seconds[name] for name in ("dmlm", "dall_e")}
+    num_operations = _count_operations(options.resolution, options.width)
+    sgemm = SGEMM_OPERATIONS / seconds["sgemm"]
+    Row(
+        name="G" if options.resolution == TRUE_RESOLUTION else f"G-{options.resolution}",
+        title=f"image -> tokens, {options.resolution} x {options.resolution}",
+        dmlm=rates["dmlm"],
+        peers={"dall_e": rates["dall_e"]},
+        unit="images/s",
+        target=1.5,
+        details={
+            "same_ids": same,
+            "sgemm_share": {name: rate * num_operations / sgemm for name, rate in rates.items()},
+        },
+    ).print()
 
 
 if __name__ == "__main__":

@@ -1,33 +1,20 @@
-"""Row G at toy size: it runs and its results are right; nothing is timed."""
-
-import importlib.util
-import json
+import importlib
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "image_tokens.py"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_both_sides_of_row_g_give_the_same_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_sides_of_row_g_give_the_same_codes(run_benchmark) -> None:
     pytest.importorskip("dall_e", reason="needs `pip install --no-deps dall-e==0.1` and attrs, requests")
-    spec = importlib.util.spec_from_file_location("image_tokens", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(["--resolution", "112", "--images", "2", "--rounds", "1", "--width", "64", "--threads", "1"])
-    content, line = capsys.readouterr().out.splitlines()
-    row = json.loads(content)["G"]
-    assert row["same_ids"] >= 0.999
+    sizes = ("--resolution", "112", "--images", "2", "--width", "64")
+    row = run_benchmark("image_tokens", *sizes, "--rounds", "1", "--threads", "1")["G-112"]
+    assert row["details"]["same_ids"] >= 0.999
     assert row["ratio"] == pytest.approx(row["dmlm"] / row["peers"]["dall_e"])
-    assert "dall_e" in line
 
 
-def test_operations_of_the_true_size_are_those_of_the_paper_row() -> None:
-    spec = importlib.util.spec_from_file_location("image_tokens", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module._count_operations(256, 256) == pytest.approx(272e9, rel=0.01)
+def test_operations_of_the_true_size_are_those_of_the_paper_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    count_operations = importlib.import_module("image_tokens")._count_operations
+    assert count_operations(256, 256) == pytest.approx(272e9, rel=0.01)
