@@ -1,9 +1,11 @@
 """Safe decoding of audio: a stretch of a recording to a mono waveform at the rate asked for.
 
-Limits are checked on the header, before anything is decoded. The same bytes give the same samples.
+Limits are checked on the header, before anything is decoded, and what is decoded goes through in blocks:
+beside the waveform itself only a few megabytes are in memory. The same bytes give the same samples.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ MIN_EXPANDED_BYTES = 16 << 20
 """Digital silence in FLAC expands 700-fold; where little comes out that is harmless."""
 FRAMES_PER_SECOND = 100
 """An utterance must fill one frame of 10 ms."""
+BLOCK_SAMPLES = 1 << 18
+"""Decoded and resampled at a time; the waveform does not depend on it."""
 
 _RIFF_SIZE_UNKNOWN = (0, 0xFFFF_FFFF)
 """What writers into a pipe leave in the RIFF header."""
@@ -53,13 +57,12 @@ def load_waveform(
     """
     with _open_recording(path) as file:
         start, stop = _locate_stretch(path, file, start_seconds, end_seconds)
-        samples = _decode_mono(path, file, start, stop)
         rate_hz = file.samplerate
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{path}: holds samples that are NaN or infinite")
-    waveform = _resample(samples, rate_hz, sampling_rate_hz)
+        blocks = _resample(_decode_mono(path, file, start, stop), rate_hz, sampling_rate_hz)
+        # The resampler rounds the length its own way.
+        waveform = _collect(blocks, 1 + math.ceil((stop - start) * sampling_rate_hz / rate_hz))
     if waveform.size < sampling_rate_hz // FRAMES_PER_SECOND:
-        raise AudioError(f"{path}: {len(samples) / rate_hz:.4f} s of audio, less than one frame of 10 ms")
+        raise AudioError(f"{path}: {(stop - start) / rate_hz:.4f} s of audio, less than one frame of 10 ms")
     return waveform
 
 
@@ -140,19 +143,37 @@ def _locate_stretch(
     return start, stop
 
 
-def _decode_mono(path: Path, file: Any, start: int, stop: int) -> Waveform:
+def _decode_mono(path: Path, file: Any, start: int, stop: int) -> Iterator[Waveform]:
+    """Yields the samples from `start` to `stop`, the mean of the channels."""
     file.seek(start)
-    samples = file.read(stop - start, dtype="float32", always_2d=True)
-    if len(samples) < stop - start:
-        raise AudioError(f"{path}: cut off, {len(samples)} of {stop - start} samples can be decoded")
-    mono: Waveform = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    return mono
+    for position in range(start, stop, BLOCK_SAMPLES):
+        num_samples = min(BLOCK_SAMPLES, stop - position)
+        samples = file.read(num_samples, dtype="float32", always_2d=True)
+        if len(samples) < num_samples:
+            num_decoded = position - start + len(samples)
+            raise AudioError(f"{path}: cut off, {num_decoded} of {stop - start} samples can be decoded")
+        if not np.isfinite(samples).all():
+            raise AudioError(f"{path}: holds samples that are NaN or infinite")
+        yield samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
 
 
-def _resample(samples: Waveform, rate_hz: int, target_rate_hz: int) -> Waveform:
+def _resample(blocks: Iterable[Waveform], rate_hz: int, target_rate_hz: int) -> Iterator[Waveform]:
     import soxr
 
     if rate_hz == target_rate_hz:
-        return samples
-    resampled: Waveform = soxr.resample(samples, rate_hz, target_rate_hz, quality="HQ")
-    return resampled
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate_hz, target_rate_hz, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def _collect(blocks: Iterable[Waveform], max_samples: int) -> Waveform:
+    """One waveform of all blocks, without holding them beside it."""
+    waveform = np.empty(max_samples, np.float32)
+    size = 0
+    for block in blocks:
+        waveform[size : size + len(block)] = block
+        size += len(block)
+    return waveform[:size]

@@ -13,6 +13,10 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 """Formats that are decoded; Pillow's other decoders are never reached."""
 MAX_PIXELS = 89_478_485
 """Where Pillow starts to warn of decompression bombs; here it is the end."""
+MAX_EXPANSION = 200
+"""Decoded bytes per byte of the file, for images of more than `MIN_EXPANDED_BYTES`."""
+MIN_EXPANDED_BYTES = 16 << 20
+"""One colour expands a thousandfold in PNG; where little comes out that is harmless."""
 
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 """What Pillow's decoders are known to raise on damaged files."""
@@ -22,7 +26,7 @@ def load_image(path: Path) -> Pixels:
     """Pixels of an image, height × width × 3, turned as its EXIF orientation says.
 
     Raises:
-        ImageError: Missing, undecodable, cut off, over 89 megapixels or of more than 8 bits a channel.
+        ImageError: Missing, undecodable, cut off, over a limit or of more than 8 bits a channel.
     """
     from PIL import Image
 
@@ -42,8 +46,18 @@ def _decode(path: Path) -> Pixels:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         image = Image.open(path, formats=FORMATS)
     with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{path}: {image.width} × {image.height} pixels, limit {MAX_PIXELS}")
+        _check_size(path, image.width, image.height)
         if image.mode.startswith(("I", "F")):
             raise ImageError(f"{path}: more than 8 bits a channel (mode {image.mode}); convert it")
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.uint8)
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{path}: {width} × {height} pixels, limit {MAX_PIXELS}")
+    num_bytes = path.stat().st_size
+    if 3 * width * height > max(MIN_EXPANDED_BYTES, MAX_EXPANSION * num_bytes):
+        raise ImageError(
+            f"{path}: {num_bytes} bytes claim to hold {width} × {height} pixels; limit {MAX_EXPANSION}-fold"
+        )

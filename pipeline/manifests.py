@@ -4,6 +4,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from importlib import resources
+from reprlib import repr as short_repr
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -144,18 +145,21 @@ def _build(kind: type[T], content: object, where: str) -> T:
 
 
 def _convert(value: object, hint: Any, where: str) -> object:
+    """Value of the type `hint`; errors show little of it, for a few lines of YAML can unfold to gigabytes."""
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
-            raise ConfigError(f"{where}: expected a list, found {value!r}")
+            raise ConfigError(f"{where}: expected a list, found {short_repr(value)}")
         (item_hint, _) = get_args(hint)
         return tuple(_convert(item, item_hint, f"{where}[{i}]") for i, item in enumerate(value))
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise ConfigError(f"{where}: expected one of {', '.join(get_args(hint))}, found {value!r}")
+            raise ConfigError(
+                f"{where}: expected one of {', '.join(get_args(hint))}, found {short_repr(value)}"
+            )
         return value
     if hasattr(hint, "__dataclass_fields__"):
         return _build(hint, value, where)
     if isinstance(value, bool) or not isinstance(value, hint):
         name = str(hint) if isinstance(hint, types.UnionType) else hint.__name__
-        raise ConfigError(f"{where}: expected {name}, found {value!r}")
+        raise ConfigError(f"{where}: expected {name}, found {short_repr(value)}")
     return value

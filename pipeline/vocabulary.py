@@ -149,7 +149,8 @@ class Vocabulary:
 
 def check_ids(tokens: TokenArray, num_tokens: int, modality: Modality) -> None:
     """Raises CorruptInputError unless every id is in [0, num_tokens)."""
-    if tokens.size and not (0 <= int(tokens.min()) and int(tokens.max()) < num_tokens):
+    # As unsigned numbers negative ids are the largest, so that one pass sees both ends.
+    if tokens.size and int(tokens.view(np.uint32).max()) >= num_tokens:
         raise CorruptInputError(
             f"{modality} ids must be in [0, {num_tokens}), found [{tokens.min()}, {tokens.max()}]"
         )

@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ State = dict[str, torch.Tensor]
 MIN_TORCH = "2.10"
 """Older releases let a `.pt` file run code even with `weights_only=True` (CVE-2026-24747)."""
 
+MAX_SHARING = 2
+"""How many bytes of tensors a byte of a file may stand for: tied tensors are stored once."""
+
 LOAD_ERRORS = (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, EOFError)
 
 
@@ -24,16 +27,19 @@ def load_torch_checkpoint(path: Path) -> Mapping[str, Any]:
 
     Raises:
         ConfigError: This torch cannot read such files safely.
-        CorruptInputError: The file is cut, damaged or holds more than tensors and plain values.
+        CorruptInputError: The file is cut, damaged, holds more than tensors and plain values, or would
+            unfold to many times its size.
     """
     check_torch_is_safe(path)
-    if not zipfile.is_zipfile(path):
-        raise CorruptInputError(f"{path}: cut off, or not a torch checkpoint; fetch it again")
+    check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except LOAD_ERRORS as error:
         raise CorruptInputError(f"{path}: not a readable torch checkpoint: {error}") from error
-    return checkpoint if isinstance(checkpoint, dict) else {}
+    if not isinstance(checkpoint, dict):
+        return {}
+    check_claims(_iter_values(checkpoint), path)
+    return checkpoint
 
 
 def check_torch_is_safe(path: Path) -> None:
@@ -42,6 +48,33 @@ def check_torch_is_safe(path: Path) -> None:
         raise ConfigError(
             f"{path}: reading {path.suffix} files safely needs torch >= {MIN_TORCH}, not {torch.__version__}"
         )
+
+
+def check_archive(path: Path) -> None:
+    """Raises CorruptInputError unless the file is a zip archive as torch writes it: nothing compressed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, *LOAD_ERRORS) as error:
+        raise CorruptInputError(
+            f"{path}: cut off, not a torch checkpoint, or saved by a torch before 1.6; fetch it again"
+        ) from error
+    if is_compressed:
+        raise CorruptInputError(f"{path}: holds compressed entries, which torch never writes")
+
+
+def check_claims(values: Iterable[object], path: Path) -> None:
+    """Raises CorruptInputError when tensors are larger than the file can hold: one number has any shape."""
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    num_bytes, claimed = path.stat().st_size, sum(t.numel() * t.element_size() for t in tensors)
+    if claimed > MAX_SHARING * num_bytes:
+        raise CorruptInputError(f"{path}: {num_bytes} bytes claim to hold tensors of {claimed}")
+
+
+def _iter_values(checkpoint: Mapping[str, Any]) -> Iterator[object]:
+    """Values of a checkpoint and of the mappings in it: no reader looks deeper."""
+    for value in checkpoint.values():
+        yield from value.values() if isinstance(value, dict) else [value]
 
 
 def check_state(state: State, expected: State, path: Path) -> None:

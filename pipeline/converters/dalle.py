@@ -12,7 +12,14 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import nn
 
-from dmlm.pipeline.converters.checkpoints import LOAD_ERRORS, State, check_state, check_torch_is_safe
+from dmlm.pipeline.converters.checkpoints import (
+    LOAD_ERRORS,
+    State,
+    check_archive,
+    check_claims,
+    check_state,
+    check_torch_is_safe,
+)
 from dmlm.pipeline.encoders.dvae import Decoder, Encoder, build_decoder, build_encoder
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.storage import atomic_writer
@@ -61,18 +68,22 @@ def read_pickled_module(path: Path) -> State:
 
     Raises:
         ConfigError: This torch cannot read such files safely.
-        CorruptInputError: The file is damaged, or names a class that no dVAE is made of.
+        CorruptInputError: The file is damaged, would unfold to many times its size, or names a class that no
+            dVAE is made of.
     """
     check_torch_is_safe(path)
+    check_archive(path)
     stand_ins: list[Any] = [(type(name.rpartition(".")[2], (_StandIn,), {}), name) for name in _CLASSES]
     try:
         with torch.serialization.safe_globals(stand_ins):
             module = torch.load(path, map_location="cpu", weights_only=True)
     except (*LOAD_ERRORS, OSError) as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {named[1]}" if named else "cut, damaged, or saved by a torch before 1.6"
+        reason = f"it names {named[1]}" if named else "cut or damaged"
         raise CorruptInputError(f"{path}: not the pickled dVAE of DALL-E ({reason})") from error
-    return {name: tensor.detach().float().contiguous() for name, tensor in _iter_parameters(module, ())}
+    state = dict(_iter_parameters(module, ()))
+    check_claims(state.values(), path)
+    return {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
 
 
 class _StandIn:

@@ -28,6 +28,7 @@ KEEP_EVERY = 2
 NUM_MELS, NUM_COEFFICIENTS, LIFTER = 23, 13, 22
 LOWEST_HZ, HIGHEST_HZ = 20.0, 8_000.0
 PREEMPHASIS = 0.97
+PART_FRAMES = 3_000
 MIN_ENERGY = torch.finfo(torch.float32).eps
 
 
@@ -60,13 +61,17 @@ class MfccEncoder:
         Recordings go one by one, so that none depends on another.
         """
         for waveform in waveforms:
-            yield function(self._features(torch.tensor(waveform, dtype=torch.float64, device=self.device)))
+            yield function(self._features(torch.tensor(waveform, device=self.device)))
 
     def _features(self, waveform: Tensor) -> Tensor:
         if not len(waveform):
             return torch.zeros(0, self.width, device=self.device)
         waveform = F.pad(waveform, (0, max(0, FRAME_SAMPLES - len(waveform))))
-        static_FC = self._coefficients(waveform.unfold(0, FRAME_SAMPLES, HOP_SAMPLES))
+        frames_FS = waveform.unfold(0, FRAME_SAMPLES, HOP_SAMPLES)
+        # In parts, because frames in float64 take five times the memory of the waveform.
+        static_FC = torch.cat(
+            [self._coefficients(part_FS.double()) for part_FS in frames_FS.split(PART_FRAMES)]
+        )
         delta_FC = _slope(static_FC)
         features_FD = torch.cat([static_FC, delta_FC, _slope(delta_FC)], dim=1)
         return features_FD[::KEEP_EVERY].float()

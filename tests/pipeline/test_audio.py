@@ -5,9 +5,11 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dmlm.pipeline import audio
 from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_waveform, recording_seconds
 from dmlm.pipeline.errors import AudioError, DmlmError
 
@@ -54,6 +56,16 @@ def test_other_rates_are_resampled_without_moving_the_tone(tmp_path, rate_hz):
     inner = slice(1_000, -1_000)
     assert waveform.shape == (16_000,)
     assert np.abs(waveform - tone(1.0))[inner].max() < 1e-3
+
+
+@pytest.mark.parametrize("rate_hz", [16_000, 22_050, 48_000])
+def test_waveform_is_that_of_the_whole_recording_at_once(tmp_path, monkeypatch, rate_hz):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (2 * rate_hz + 7, 2)).astype(np.float32)
+    path = write(tmp_path / "a.wav", samples, rate_hz, subtype="FLOAT")
+    expected = soxr.resample(samples.mean(axis=1), rate_hz, 16_000, quality="HQ")
+    for block_samples in (1 << 18, 1_000):
+        monkeypatch.setattr(audio, "BLOCK_SAMPLES", block_samples)
+        assert np.array_equal(load_waveform(path), expected)
 
 
 def test_stereo_is_the_mean_of_its_channels(tmp_path):

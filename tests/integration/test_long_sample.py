@@ -1,0 +1,123 @@
+"""Memory stays bounded whatever a recording claims: what is too long costs its own sample and no memory."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.corpus_sampling import SourceShare
+
+NUM_SHORT, LONG_SECONDS = 30, 10 * 3_600
+BLOCK_BYTES = 16 << 20
+"""More than a block of any rate takes while it is decoded and resampled."""
+
+TOKENIZE = """
+import json, sys
+from pathlib import Path
+from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+folder, peaks = Path(sys.argv[1]), []
+for name in sys.argv[2:]:
+    out_dir = folder / f"{name}-out"
+    report = tokenize(
+        TokenizeConfig(
+            source="jsonl", root=folder / name, codebook_dir=folder / "codebook", out_dir=out_dir
+        )
+    )
+    peaks.append([peak(), report.num_out, report.num_quarantined])
+print(json.dumps(peaks))
+"""
+
+LOAD = """
+import sys
+from pathlib import Path
+from dmlm.pipeline.audio import load_waveform
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+load_waveform(Path(sys.argv[1]), 0.0, 1.0)
+before = status("VmRSS")
+waveform = load_waveform(Path(sys.argv[1]), *map(float, sys.argv[2:]))
+print(waveform.nbytes, status("VmHWM") - before)
+"""
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is in /proc")
+
+
+def run(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+
+def write_sparse_wav(path: Path, seconds: int, rate_hz: int = 16_000, num_channels: int = 1) -> None:
+    num_bytes = seconds * rate_hz * num_channels * 2
+    shape = struct.pack("<HHIIHH", 1, num_channels, rate_hz, rate_hz * num_channels * 2, num_channels * 2, 16)
+    riff = b"RIFF" + struct.pack("<I", num_bytes + 36) + b"WAVEfmt " + struct.pack("<I", 16) + shape
+    path.write_bytes(riff + b"data" + struct.pack("<I", num_bytes))
+    os.truncate(path, 44 + num_bytes)
+
+
+def write_corpus(folder: Path, long_name: str | None = None) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    names = [f"{number:03d}.wav" for number in range(NUM_SHORT)]
+    for name in names:
+        soundfile.write(folder / name, rng.uniform(-0.1, 0.1, 16_000), 16_000)
+    if long_name:
+        write_sparse_wav(folder / long_name, LONG_SECONDS)
+        names.insert(NUM_SHORT // 2, long_name)
+    lines = [json.dumps({"key": Path(name).stem, "audio": name, "text": "a word"}) for name in names]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+
+
+def test_utterance_of_ten_hours_is_quarantined_and_costs_no_memory(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "short")
+    write_corpus(tmp_path / "long", "ten-hours.wav")
+    build_codebook(
+        BuildCodebookConfig(
+            root=tmp_path / "short",
+            sources=(SourceShare(name="jsonl"),),
+            out_dir=tmp_path / "codebook",
+            encoder="mfcc",
+            num_clusters=8,
+            text_tokenizer="bpe:256",
+            max_audio_seconds=10,
+        )
+    )
+    (baseline, *counts), (peak, *counts_with_long) = json.loads(run(TOKENIZE, tmp_path, "short", "long"))
+    assert (counts, counts_with_long) == ([NUM_SHORT, 0], [NUM_SHORT, 1])
+    assert peak <= 1.3 * baseline
+    entry = json.loads((tmp_path / "long-out" / "ledger.jsonl").read_text())
+    assert (entry["key"], entry["error"]) == ("ten-hours", "AudioError")
+    assert "36000 s, limit 3600 s" in entry["reason"]
+
+
+@pytest.mark.parametrize(("rate_hz", "num_channels"), [(16_000, 1), (48_000, 2)])
+def test_recording_costs_its_waveform_and_a_few_blocks(
+    rate_hz: int, num_channels: int, tmp_path: Path
+) -> None:
+    """Five minutes; at 48 kHz in stereo they have 115 MB when they are decoded at once."""
+    write_sparse_wav(tmp_path / "a.wav", 300, rate_hz, num_channels)
+    num_bytes, growth = map(int, run(LOAD, tmp_path / "a.wav").split())
+    assert num_bytes == 300 * 16_000 * 4
+    assert growth < num_bytes + BLOCK_BYTES
+
+
+def test_stretch_late_in_a_long_recording_costs_what_it_holds(tmp_path: Path) -> None:
+    write_sparse_wav(tmp_path / "a.wav", 11 * 3_600)
+    num_bytes, growth = map(int, run(LOAD, tmp_path / "a.wav", 39_000, 39_010).split())
+    assert num_bytes == 10 * 16_000 * 4
+    assert growth < num_bytes + BLOCK_BYTES
