@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ from dmlm.pipeline.codebook import Codebook, load_codebook
 from dmlm.pipeline.codebook_measuring import CodebookQuality, Recording, load_recordings, measure_codebooks
 from dmlm.pipeline.corpus_sampling import SourceShare, draw_sample
 from dmlm.pipeline.encoders import SpeechEncoder, WindowMode
-from dmlm.pipeline.encoders.registry import FAMILIES, family_of, open_encoder
+from dmlm.pipeline.encoders.registry import FAMILIES, family_of
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.sources import DEFAULT_OPTIONS, SourceOptions, open_source
 from dmlm.pipeline.tokenizers import Fingerprint
-from dmlm.pipeline.tokenizers.kmeans import check_same_features
+from dmlm.pipeline.tokenizers.kmeans import check_same_features, open_encoder_of
 from dmlm.pipeline.tokenizers.pretrained import read_part
 from dmlm.pipeline.tokenizers.registry import load_tokenizers
 
@@ -155,6 +155,8 @@ def describe_quality(quality: CodebookQuality) -> list[tuple[str, str]]:
     ]
     if quality.window_agreement is not None:
         rows.append(("same unit in the other window", f"{quality.window_agreement:.1%}"))
+    if quality.shift_agreement is not None:
+        rows.append(("same unit a second later", f"{quality.shift_agreement:.1%}"))
     if letters := quality.letters:
         rows += [
             ("letter purity", f"{letters.purity:.3f} (by chance {letters.purity_by_chance:.3f})"),
@@ -178,15 +180,11 @@ def _load_speech_codebook(directory: Path) -> Codebook:
 
 def _open_encoders(codebook: Codebook, device: str) -> tuple[SpeechEncoder, SpeechEncoder | None]:
     """The codebook's encoder, and the same in the other window mode where it has one."""
-    layer, own = codebook.features.get("layer"), WindowMode(str(codebook.features.get("window", "exact")))
-    windows = [own]
-    if FAMILIES[family_of(codebook.encoder)].has_windows:
-        windows += [window for window in WindowMode if window is not own]
-    encoders = [
-        open_encoder(
-            codebook.encoder, layer=layer if isinstance(layer, int) else None, window=window, device=device
-        )
-        for window in windows
-    ]
-    check_same_features(encoders[0].fingerprint, codebook.features)
-    return encoders[0], encoders[1] if len(encoders) > 1 else None
+    encoder = open_encoder_of(codebook, device)
+    check_same_features(encoder.fingerprint, codebook.features)
+    if not FAMILIES[family_of(codebook.encoder)].has_windows:
+        return encoder, None
+    (other,) = set(WindowMode) - {encoder.fingerprint["window"]}
+    return encoder, open_encoder_of(
+        replace(codebook, features={**codebook.features, "window": str(other)}), device
+    )

@@ -33,6 +33,10 @@ from dmlm.pipeline.text_rules import apply_text_rule
 if TYPE_CHECKING:
     import torch
 
+SHIFT_SECONDS = 1.0
+SETTLING_SECONDS = 0.5
+"""After the later beginning; units near an edge differ for another reason: they hear less."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -71,6 +75,8 @@ class CodebookQuality:
     """Mean squared distance to the centroid over that of the fit."""
     window_agreement: float | None
     """Share of units that are the same in the other window mode; None: the encoder has no other."""
+    shift_agreement: float | None
+    """Share of units that stay the same when the recording begins a second later; None: all are too short."""
     letters: LetterMatch | None
     """None: fewer than two recordings have text."""
 
@@ -107,27 +113,29 @@ def measure_codebooks(
     Args:
         encoder: What the codebooks were fitted on.
         codebooks: All are measured in one pass.
-        recordings: At 16 kHz.
+        recordings: At 16 kHz; a second pass hears them from their second second.
         other_window: The same encoder in the other window mode, for another pass; None: without.
     """
-    frames = _quantise(encoder, codebooks, recordings)
-    others = _quantise(other_window, codebooks, recordings) if other_window else [None] * len(codebooks)
+    waveforms = [recording.waveform for recording in recordings]
+    frames = _quantise(encoder, codebooks, waveforms)
+    num_shift_samples = int(SHIFT_SECONDS * SAMPLING_RATE_HZ)
+    shifted = _quantise(encoder, codebooks, [waveform[num_shift_samples:] for waveform in waveforms])
+    others = _quantise(other_window, codebooks, waveforms) if other_window else [None] * len(codebooks)
     return [
-        _judge(codebook.statistics, codebook.num_clusters, recordings, own, other)
-        for codebook, own, other in zip(codebooks, frames, others, strict=True)
+        _judge(codebook.statistics, codebook.num_clusters, recordings, own, late, other)
+        for codebook, own, late, other in zip(codebooks, frames, shifted, others, strict=True)
     ]
 
 
 def _quantise(
-    encoder: SpeechEncoder, codebooks: Sequence[Codebook], recordings: Sequence[Recording]
+    encoder: SpeechEncoder, codebooks: Sequence[Codebook], waveforms: Sequence[Waveform]
 ) -> list[_Frames]:
-    waveforms = (recording.waveform for recording in recordings)
     parts = [
         columns_FC.cpu().numpy()
         for columns_FC in track(
             encoder.map_frames(waveforms, _measurer(codebooks, encoder.device)),
             "measuring",
-            len(recordings),
+            len(waveforms),
             "recordings",
         )
     ]
@@ -167,6 +175,7 @@ def _judge(
     num_clusters: int,
     recordings: Sequence[Recording],
     frames: _Frames,
+    shifted: _Frames,
     other: _Frames | None,
 ) -> CodebookQuality:
     counts = count_units(frames.units, num_clusters)
@@ -189,7 +198,21 @@ def _judge(
         unexplained_variance=_over(squared_error, fit.variance),
         error_growth=_over(squared_error, fit.inertia),
         window_agreement=agreement(frames.units, other.units) if other else None,
+        shift_agreement=_compare_shifted(frames.units, shifted.units, _over(num_frames, audio_seconds)),
         letters=_match_letters(recordings, frames.units, num_clusters),
+    )
+
+
+def _compare_shifted(
+    units: Sequence[TokenArray], shifted: Sequence[TokenArray], frames_per_second: float
+) -> float | None:
+    num_settling = round(SETTLING_SECONDS * frames_per_second)
+    later = [units_F[num_settling:] for units_F in shifted]
+    if not any(map(len, later)):
+        return None
+    # Both end with their recording, so they are aligned from the end.
+    return agreement(
+        [own_F[len(own_F) - len(late_F) :] for own_F, late_F in zip(units, later, strict=True)], later
     )
 
 

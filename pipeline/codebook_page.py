@@ -53,6 +53,15 @@ def render_sweep(report: SweepReport) -> str:
             lambda q: q.collapsed_tokens_per_second,
         ),
     ]
+    if all(point.quality.shift_agreement is not None for point in report.points):
+        explanation = (
+            "Share of units that stay when the recording begins a second later: low, and they tell places."
+        )
+        sections.append(
+            _sweep_section(
+                report, "Same unit a second later", explanation, lambda q: q.shift_agreement or 0.0
+            )
+        )
     if all(point.quality.letters for point in report.points):
         explanation = "Share of the letters' entropy that units tell, less what they tell by chance."
         sections.append(_sweep_section(report, "Letter information", explanation, _information))

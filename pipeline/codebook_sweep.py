@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dmlm.pipeline.codebook import fit_codebook
+from dmlm.pipeline.codebook_fitting import fit_codebook
 from dmlm.pipeline.codebook_inspection import draw_recordings, held_out_splits
 from dmlm.pipeline.codebook_measuring import CodebookQuality, Recording, measure_codebooks
 from dmlm.pipeline.encoders import WindowMode
@@ -78,7 +78,7 @@ class SweepReport:
         """A line for each codebook."""
         head = (
             f"{'layer':>5} {'K':>6} {'dead':>5} {'perplexity':>10} {'units/s':>8} {'collapsed':>9}"
-            f" {'unexplained':>11} {'information':>11} {'by chance':>9}"
+            f" {'unexplained':>11} {'shifted':>7} {'information':>11} {'by chance':>9}"
         )
         title = f"{self.encoder}, window {self.window}"
         return "\n".join([title, self.origin, head, *map(_describe, self.points)])
@@ -150,6 +150,7 @@ def _sweep_layer(
 
 def _describe(point: SweepPoint) -> str:
     quality, letters = point.quality, point.quality.letters
+    shifted = "-" if quality.shift_agreement is None else f"{quality.shift_agreement:.1%}"
     told = (
         f"{letters.information:11.3f} {letters.information_by_chance:9.3f}"
         if letters
@@ -158,5 +159,5 @@ def _describe(point: SweepPoint) -> str:
     return (
         f"{point.layer:>5} {quality.num_clusters:6} {quality.num_dead:5} {quality.perplexity:10.1f}"
         f" {quality.tokens_per_second:8.1f} {quality.collapsed_tokens_per_second:9.1f}"
-        f" {quality.unexplained_variance:11.3f} {told}"
+        f" {quality.unexplained_variance:11.3f} {shifted:>7} {told}"
     )

@@ -7,12 +7,13 @@ damage and mixed-up files show as more, or as one sample that differs widely.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.encoders import Precision, WindowMode
 from dmlm.pipeline.errors import CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.item_encoding import ItemEncoder
 from dmlm.pipeline.output_folder import check_same_items
@@ -23,6 +24,7 @@ from dmlm.pipeline.shards import CODEBOOK_NAME, DatasetCard, load_dataset_card, 
 from dmlm.pipeline.shards.format import MODALITY_OF, token_members
 from dmlm.pipeline.sources import SourceOptions
 from dmlm.pipeline.tokenization import TokenizeConfig, TokenizePlan, plan_tokenization
+from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.tokenizers.pretrained import TRANSFORMERS
 from dmlm.pipeline.tokenizers.registry import Tokenizers
 
@@ -137,12 +139,21 @@ def reencode(config: ReencodeConfig) -> ReencodeReport:
     items = [item for task in plan.tasks.values() for item in task.items if item.key in stored]
     ways = [_compare("together", plan.encoder, [items], stored)]
     ways.append(_compare("one by one", plan.encoder, [[item] for item in items], stored))
-    if window := card.fingerprints.get(Modality.SPEECH, {}).get("window"):
-        (other,) = set(WindowMode) - {window}
-        tokenizers = Tokenizers(config.directory / CODEBOOK_NAME, config.device, window=other)
+    for way, tokenizers in _other_tokenizers(config, card.fingerprints.get(Modality.SPEECH, {})):
         encoder = replace(plan.encoder, speech=tokenizers.speech)
-        ways.append(replace(_compare(f"(window {other})", encoder, [items], stored), is_judged=False))
+        ways.append(replace(_compare(f"({way})", encoder, [items], stored), is_judged=False))
     return ReencodeReport(name=str(config.directory), comparisons=tuple(ways))
+
+
+def _other_tokenizers(config: ReencodeConfig, speech: Fingerprint) -> Iterator[tuple[str, Tokenizers]]:
+    """Yields the same tokenizers in the other window mode and the other precision, where there are any."""
+    open_tokenizers = partial(Tokenizers, config.directory / CODEBOOK_NAME, config.device)
+    if "window" in speech:
+        (window,) = set(WindowMode) - {speech["window"]}
+        yield f"window {window}", open_tokenizers(window=window)
+    if "precision" in speech:
+        (precision,) = set(Precision) - {speech["precision"]}
+        yield str(precision), open_tokenizers(precision=precision)
 
 
 def _as_tokenized(config: ReencodeConfig, card: DatasetCard) -> TokenizeConfig:

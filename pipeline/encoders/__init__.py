@@ -23,6 +23,14 @@ class WindowMode(StrEnum):
     """Silence up to 30 seconds, as Whisper was trained; the frames of the silence are dropped."""
 
 
+class Precision(StrEnum):
+    """What an encoder computes in; distances to centroids are in float32 always."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    """Several times faster on a GPU; docs/codebooks.md says how many units differ."""
+
+
 class SpeechEncoder(Protocol):
     """Waveforms to activations of one layer, whose frames k-means turns into units."""
 

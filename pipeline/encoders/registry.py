@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from dmlm.pipeline.encoders import SpeechEncoder, WindowMode
+from dmlm.pipeline.encoders import Precision, SpeechEncoder, WindowMode
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.suggestions import did_you_mean
 
@@ -24,10 +24,14 @@ class EncoderFamily:
     opener: str
     has_windows: bool = False
     """Whether it was trained on windows of a fixed length, so that `--window` means something."""
+    has_precisions: bool = False
+    """Whether it can compute in less than float32."""
 
 
 FAMILIES: Mapping[str, EncoderFamily] = {
-    WHISPER: EncoderFamily("dmlm.pipeline.encoders.whisper", "open_whisper_encoder", has_windows=True),
+    WHISPER: EncoderFamily(
+        "dmlm.pipeline.encoders.whisper", "open_whisper_encoder", has_windows=True, has_precisions=True
+    ),
     "wav2vec2": EncoderFamily("dmlm.pipeline.encoders.wav2vec2", "open_wav2vec2_encoder"),
     "hubert": EncoderFamily("dmlm.pipeline.encoders.wav2vec2", "open_wav2vec2_encoder"),
     "wavlm": EncoderFamily("dmlm.pipeline.encoders.wav2vec2", "open_wav2vec2_encoder"),
@@ -36,7 +40,12 @@ FAMILIES: Mapping[str, EncoderFamily] = {
 
 
 def open_encoder(
-    name: str, *, layer: int | None, window: WindowMode = WindowMode.EXACT, device: str = "auto"
+    name: str,
+    *,
+    layer: int | None,
+    window: WindowMode = WindowMode.EXACT,
+    precision: Precision = Precision.FLOAT32,
+    device: str = "auto",
 ) -> SpeechEncoder:
     """Encoder by `FAMILY:NAME`, `FAMILY:PATH` or a bare family; a name without a family is a Whisper's.
 
@@ -44,26 +53,35 @@ def open_encoder(
         name: Such as `whisper:tiny.en`.
         layer: Output of that block, counted from 1; None: the last one, after its final norm.
         window: What it sees behind the end of a recording; only Whisper can be padded.
+        precision: What it computes in; only Whisper has another than float32.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        ConfigError: No such family, its weights cannot be found, or it has no such layer or window.
+        ConfigError: No such family, no such layer, window or precision of it, or its weights cannot be found.
         CorruptInputError: Its weights are damaged.
     """
-    check_encoder(name, window)
+    check_encoder(name, window, precision)
     family = FAMILIES[family_of(name)]
-    options = {"window": window} if family.has_windows else {}
+    options: dict[str, WindowMode | Precision] = {}
+    if family.has_windows:
+        options["window"] = window
+    if family.has_precisions:
+        options["precision"] = precision
     open_family = getattr(import_module(family.module), family.opener)
     encoder: SpeechEncoder = open_family(name, layer=layer, device=device, **options)
     return encoder
 
 
-def check_encoder(name: str, window: WindowMode) -> None:
+def check_encoder(name: str, window: WindowMode, precision: Precision = Precision.FLOAT32) -> None:
     """Raises ConfigError when no weights are needed to see that this cannot be opened."""
     family = family_of(name)
     if window is not WindowMode.EXACT and not FAMILIES[family].has_windows:
         raise ConfigError(
             f"window {window}: {family} has no windows to pad, only {WHISPER} has; use {WindowMode.EXACT}"
+        )
+    if precision is not Precision.FLOAT32 and not FAMILIES[family].has_precisions:
+        raise ConfigError(
+            f"precision {precision}: {family} computes in {Precision.FLOAT32}, only {WHISPER} not"
         )
 
 

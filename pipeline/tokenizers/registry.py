@@ -7,12 +7,12 @@ be copied anywhere.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.encoders import Precision, WindowMode
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.storage import sha256_file, write_json
@@ -40,6 +40,8 @@ class Tokenizers:
     """What computes the Seamless codec."""
     window: WindowMode | None = None
     """What a fitted codebook is used with; None: what it was fitted with."""
+    precision: Precision | None = None
+    """The same."""
 
     @cached_property
     def speech(self) -> SpeechTokenizer | None:
@@ -60,7 +62,12 @@ class Tokenizers:
             raise ConfigError(
                 f"unit backend {self.unit_backend}: only the Seamless codec has it; {directory} is a codebook"
             )
-        return _load_kmeans_tokenizer(directory, self.device, self.window)
+        from dmlm.pipeline.codebook import load_codebook
+        from dmlm.pipeline.tokenizers.kmeans import open_kmeans_tokenizer
+
+        return open_kmeans_tokenizer(
+            load_codebook(directory), self.device, window=self.window, precision=self.precision
+        )
 
     @cached_property
     def image(self) -> ImageTokenizer | None:
@@ -129,26 +136,6 @@ def write_card(directory: Path, settings: Mapping[str, Any]) -> None:
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     files = {path.relative_to(directory).as_posix(): sha256_file(path) for path in paths}
     write_json(directory / CARD, {"settings": dict(settings), "files": files})
-
-
-def _load_kmeans_tokenizer(directory: Path, device: str, window_wanted: WindowMode | None) -> SpeechTokenizer:
-    from dmlm.pipeline.codebook import load_codebook
-    from dmlm.pipeline.encoders.registry import open_encoder
-    from dmlm.pipeline.tokenizers.kmeans import KMeansTokenizer
-
-    codebook = load_codebook(directory)
-    if window_wanted is not None:
-        codebook = replace(codebook, features={**codebook.features, "window": str(window_wanted)})
-    layer, window = codebook.features.get("layer", "last"), codebook.features.get("window", WindowMode.EXACT)
-    if window not in list(WindowMode) or not (layer == "last" or isinstance(layer, int)):
-        raise CorruptInputError(f"{directory}: layer {layer} or window {window} is none that an encoder has")
-    encoder = open_encoder(
-        codebook.encoder,
-        layer=layer if isinstance(layer, int) else None,
-        window=WindowMode(str(window)),
-        device=device,
-    )
-    return KMeansTokenizer(encoder, codebook)
 
 
 def _load_patch_tokenizer(directory: Path) -> ImageTokenizer:

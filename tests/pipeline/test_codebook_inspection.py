@@ -144,6 +144,36 @@ def test_window_modes_are_compared_frame_by_frame(tiny_en: WhisperEncoderWeights
     assert same.window_agreement == 1
 
 
+def test_local_features_do_not_care_when_a_recording_begins() -> None:
+    encoder = open_mfcc_encoder("mfcc", layer=None, device="cpu")
+    waveform = np.concatenate([sing(text) for text in TEXTS[:6]])
+    (frames,) = encoder.encode([waveform])
+    codebook = make_codebook(frames.activations_FD.numpy()[::9])
+    (quality,) = measure_codebooks(encoder, [codebook], [Recording(waveform, "")])
+    assert quality.shift_agreement == pytest.approx(1, abs=0.02)
+
+
+def test_units_of_whispers_final_norm_tell_places_and_those_of_layer_3_hardly(
+    tiny_en: WhisperEncoderWeights, speech: list[Waveform]
+) -> None:
+    agreements = []
+    for layer in (3, None):
+        encoder = WhisperEncoder(tiny_en, layer=layer, device="cpu")
+        frames_FD = np.concatenate([item.activations_FD.numpy() for item in encoder.encode(speech)])
+        codebook = make_codebook(frames_FD[::7])
+        (quality,) = measure_codebooks(encoder, [codebook], [Recording(waveform, "") for waveform in speech])
+        agreements.append(quality.shift_agreement)
+    of_layer_3, of_norm = agreements
+    assert of_layer_3 > of_norm + 0.2
+
+
+def test_recordings_of_a_second_have_no_later_beginning() -> None:
+    encoder = open_mfcc_encoder("mfcc", layer=None, device="cpu")
+    codebook = make_codebook(np.eye(2, 39))
+    (quality,) = measure_codebooks(encoder, [codebook], [Recording(np.ones(16_000, np.float32), "")])
+    assert quality.shift_agreement is None
+
+
 class _Balanced(HTMLParser):
     """Fails on a tag that is not closed, and keeps all texts and attributes."""
 

@@ -8,7 +8,7 @@ from whisper.audio import log_mel_spectrogram, pad_or_trim
 from whisper.model import AudioEncoder
 
 from dmlm.pipeline.converters.whisper import WhisperEncoderWeights
-from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.encoders import Precision, WindowMode
 from dmlm.pipeline.encoders import whisper as whisper_encoder
 from dmlm.pipeline.encoders.whisper import WhisperEncoder, count_frames
 from dmlm.pipeline.errors import ConfigError
@@ -82,11 +82,31 @@ def test_number_of_units_is_a_pure_function_of_the_number_of_samples(
     assert found == [count_frames(length) for length in lengths]
 
 
-def test_long_recording_is_encoded_in_consecutive_windows(tiny_en: WhisperEncoderWeights) -> None:
+def test_long_recording_is_encoded_in_windows_that_meet_in_the_middle_of_what_they_share(
+    tiny_en: WhisperEncoderWeights,
+) -> None:
+    # Windows of 1,500 frames share 200: the second starts at frame 1,300, the seam is at 1,400.
     waveform = noise(480_000 + 8_111)
     encoder = WhisperEncoder(tiny_en, device="cpu")
-    whole_FD, head_FD, tail_FD = encode(encoder, [waveform, waveform[:480_000], waveform[480_000:]])
-    assert (whole_FD - torch.cat([head_FD, tail_FD])).abs().max() < TOLERANCE
+    whole_FD, first_FD, second_FD = encode(encoder, [waveform, waveform[:480_000], waveform[1_300 * 320 :]])
+    assert len(whole_FD) == count_frames(len(waveform))
+    assert (whole_FD - torch.cat([first_FD[:1_400], second_FD[100:]])).abs().max() < TOLERANCE
+
+
+def test_recording_just_over_a_window_keeps_its_last_frames(tiny_en: WhisperEncoderWeights) -> None:
+    waveform = noise(480_000 + 320)
+    (frames_FD,) = encode(WhisperEncoder(tiny_en, layer=1, device="cpu"), [waveform])
+    assert len(frames_FD) == 1_501
+
+
+def test_bfloat16_activations_are_near_those_of_float32(
+    tiny_en: WhisperEncoderWeights, speech: list[Waveform]
+) -> None:
+    exact = encode(WhisperEncoder(tiny_en, device="cpu"), speech)
+    rounded = encode(WhisperEncoder(tiny_en, precision=Precision.BFLOAT16, device="cpu"), speech)
+    for exact_FD, rounded_FD in zip(exact, rounded, strict=True):
+        error = (rounded_FD.float() - exact_FD).norm() / exact_FD.norm()
+        assert 0 < error < 0.05
 
 
 def test_layers_are_the_outputs_of_the_blocks(tiny_en: WhisperEncoderWeights, speech: list[Waveform]) -> None:
