@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_waveform
-from dmlm.pipeline.codebook import Codebook, FitStatistics, fit_codebook, load_codebook
+from dmlm.pipeline.codebook import Codebook, FitStatistics, load_codebook
 from dmlm.pipeline.codebook_config import KMEANS, BuildCodebookConfig, check_config, num_bpe_entries
+from dmlm.pipeline.codebook_fitting import FitMode, fit_codebook
 from dmlm.pipeline.corpus_sampling import CorpusSample, SourceShare, draw_sample
 from dmlm.pipeline.encoders import WindowMode
-from dmlm.pipeline.encoders.registry import absolute_encoder, open_encoder
+from dmlm.pipeline.encoders.registry import absolute_encoder, choose_precision, open_encoder
 from dmlm.pipeline.errors import ConfigError, SampleError
 from dmlm.pipeline.images import load_image
 from dmlm.pipeline.progress import track
@@ -75,7 +76,6 @@ def build_codebook(config: BuildCodebookConfig) -> CodebookReport:
 
     Raises:
         ConfigError: A setting cannot be honoured, or the folder holds something else.
-        MissingDependencyError: FAISS is not installed.
     """
     start = time.monotonic()
     check_config(config)
@@ -114,6 +114,7 @@ def _settings(config: BuildCodebookConfig, sample: CorpusSample) -> dict[str, An
         del settings[name]
     settings |= describe_options(config.options)
     settings["encoder"] = absolute_encoder(config.encoder)
+    settings["precision"] = choose_precision(config.precision, config.encoder, config.device)
     settings["speech_tokenizer"] = absolute_name(config.speech_tokenizer)
     settings["image_tokenizer"] = absolute_name(config.image_tokenizer)
     settings["sources"] = [asdict(part.source) for part in sample.parts]
@@ -181,12 +182,17 @@ def _fit_patches(config: BuildCodebookConfig, sample: CorpusSample, left_out: li
         seed=config.seed,
         encoder=PATCH,
         features=patch_features(config.image_resolution),
+        mode=FitMode(config.fit),
     )
 
 
 def _fit_speech(config: BuildCodebookConfig, sample: CorpusSample, left_out: list[str]) -> Codebook:
     encoder = open_encoder(
-        config.encoder, layer=config.layer, window=WindowMode(config.window), device=config.device
+        config.encoder,
+        layer=config.layer,
+        window=WindowMode(config.window),
+        precision=choose_precision(config.precision, config.encoder, config.device),
+        device=config.device,
     )
     waveforms = _draw_waveforms(sample, config.max_audio_seconds, left_out)
     activations = track(encoder.encode(waveforms), "speech codebook", unit="utterances")
@@ -196,6 +202,8 @@ def _fit_speech(config: BuildCodebookConfig, sample: CorpusSample, left_out: lis
         seed=config.seed,
         encoder=absolute_encoder(config.encoder),
         features=encoder.fingerprint,
+        mode=FitMode(config.fit),
+        device=encoder.device,
     )
 
 
@@ -233,7 +241,7 @@ def _read_part(directory: Path) -> FitStatistics | PretrainedPart | None:
 def _describe(fit: FitStatistics | PretrainedPart) -> str:
     if isinstance(fit, PretrainedPart):
         return f"{fit.name}, not fitted here; its weights: {fit.terms.licence}"
-    kept = f"{fit.num_kept} of {fit.num_seen} vectors"
+    kept = f"measured on {fit.num_kept} of {fit.num_seen} vectors"
     explained = 1 - fit.inertia / fit.variance if fit.variance else 1.0
     return (
         f"{fit.num_used} clusters used (perplexity {fit.perplexity:.0f}), {explained:.0%} of variance, {kept}"

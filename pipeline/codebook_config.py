@@ -3,9 +3,10 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from dmlm.pipeline.codebook_fitting import FitMode
 from dmlm.pipeline.corpus_sampling import SourceShare
-from dmlm.pipeline.encoders import WindowMode
-from dmlm.pipeline.encoders.registry import check_encoder
+from dmlm.pipeline.encoders import AUTO, Layer, WindowMode
+from dmlm.pipeline.encoders.registry import check_encoder, choose_precision
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.sources import DEFAULT_OPTIONS, SourceOptions
 from dmlm.pipeline.tokenizers.patch import ENCODER as PATCH
@@ -30,10 +31,14 @@ class BuildCodebookConfig:
     speech_tokenizer: str = KMEANS
     """Or `seamless[:DIR]`, which needs no fit."""
     encoder: str = "whisper:tiny.en"
-    layer: int | None = None
-    """Encoder block from 1; None: after the final layer norm."""
+    layer: Layer = AUTO
+    """Block from 1; None: after the final norm; auto: the last but one of Whisper, the last of others."""
     window: str = "exact"
+    precision: str = "auto"
+    """What the encoder computes in, here and wherever the codebook is used; auto: bfloat16 on a GPU."""
     num_clusters: int = 500
+    fit: str = FitMode.SAMPLE
+    """Cluster a uniform sample held in memory, or let every vector of the stream count."""
     max_audio_seconds: float = 3_600.0
     """Speech that is encoded, drawn from all over the corpora: 180,000 frames."""
     text_tokenizer: str = "bpe:400"
@@ -51,9 +56,14 @@ def check_config(config: BuildCodebookConfig) -> None:
     """Raises ConfigError for a setting that cannot be honoured; opens the weights that are only named."""
     if config.window not in list(WindowMode):
         raise ConfigError(f"window {config.window!r}: must be one of {', '.join(WindowMode)}")
-    check_encoder(config.encoder, WindowMode(config.window))
+    if config.fit not in list(FitMode):
+        raise ConfigError(f"fit {config.fit!r}: must be one of {', '.join(FitMode)}")
+    precision = choose_precision(config.precision, config.encoder, config.device)
+    check_encoder(config.encoder, WindowMode(config.window), precision)
     if config.speech_tokenizer != KMEANS:
-        _refuse_settings(config, ("encoder", "layer", "window", "num_clusters"), config.speech_tokenizer)
+        _refuse_settings(
+            config, ("encoder", "layer", "window", "precision", "num_clusters"), config.speech_tokenizer
+        )
         name_speech_part(config.speech_tokenizer, config.device)
     if config.image_tokenizer == PATCH:
         patch_features(config.image_resolution)

@@ -130,6 +130,7 @@ def build_codebook(
     Example:  dmlm-cli build-codebook --source librispeech --root /data --clusters 500 --out codebook
     """
     from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
+    from dmlm.pipeline.encoders import AUTO
 
     if out_dir is None:
         announce_default("--out", out_dir := DEFAULT_CODEBOOK)
@@ -138,7 +139,7 @@ def build_codebook(
         sources=shares,
         root=resolve_root(root, shares[0].name if shares else None),
         splits=splits or None,
-        layer=parse_layer(layer),
+        layer=AUTO if layer == AUTO else parse_layer(layer),
         out_dir=out_dir,
         **settings,
     )
@@ -163,7 +164,7 @@ def parse_layer(text: str) -> int | None:
     if text == "last":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--layer {text}: must be `last` or a block number from 1")
+        raise ConfigError(f"--layer {text}: must be a block number from 1, or `last`")
     return int(text)
 
 

@@ -81,7 +81,13 @@ class CheckpointError(CorruptInputError):
     """A checkpoint that is incomplete, damaged or does not fit the run."""
 
 
+class RankError(DmlmError):
+    """Another process of a run on several devices ended or does not answer."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
 class NotFiniteError(DmlmError):
-    """The loss or a gradient is NaN or infinite."""
+    """The loss, a gradient or an activation is NaN or infinite."""
 
     exit_code = ExitCode.NOT_FINITE

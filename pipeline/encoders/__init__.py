@@ -5,7 +5,7 @@ How to add one: a file with an opener, a line in `encoders/registry.py`, a line 
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from dmlm.pipeline.samples import Activations, Waveform
 from dmlm.pipeline.tokenizers import Fingerprint
@@ -21,6 +21,11 @@ class WindowMode(StrEnum):
     """Nothing: several times faster on short recordings."""
     PADDED = "padded"
     """Silence up to 30 seconds, as Whisper was trained; the frames of the silence are dropped."""
+
+
+AUTO: Final = "auto"
+Layer = int | Literal["auto"] | None
+"""Block counted from 1; None: the last one, after the final norm; auto: the encoder's choice."""
 
 
 class Precision(StrEnum):

@@ -70,7 +70,7 @@ class MfccEncoder:
         frames_FS = waveform.unfold(0, FRAME_SAMPLES, HOP_SAMPLES)
         # In parts, because frames in float64 take five times the memory of the waveform.
         static_FC = torch.cat(
-            [self._coefficients(part_FS.double()) for part_FS in frames_FS.split(PART_FRAMES)]
+            [self._coefficients(part_FS.double()) for part_FS in torch.split(frames_FS, PART_FRAMES)]
         )
         delta_FC = _slope(static_FC)
         features_FD = torch.cat([static_FC, delta_FC, _slope(delta_FC)], dim=1)

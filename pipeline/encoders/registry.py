@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from dmlm.pipeline.encoders import Precision, SpeechEncoder, WindowMode
+from dmlm.pipeline.encoders import AUTO, Layer, Precision, SpeechEncoder, WindowMode
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.suggestions import did_you_mean
 
@@ -42,7 +42,7 @@ FAMILIES: Mapping[str, EncoderFamily] = {
 def open_encoder(
     name: str,
     *,
-    layer: int | None,
+    layer: Layer,
     window: WindowMode = WindowMode.EXACT,
     precision: Precision = Precision.FLOAT32,
     device: str = "auto",
@@ -51,7 +51,8 @@ def open_encoder(
 
     Args:
         name: Such as `whisper:tiny.en`.
-        layer: Output of that block, counted from 1; None: the last one, after its final norm.
+        layer: Output of that block, counted from 1; None: the last one, after its final norm; `auto`: the
+            last but one of Whisper, the last one of others.
         window: What it sees behind the end of a recording; only Whisper can be padded.
         precision: What it computes in; only Whisper has another than float32.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -63,6 +64,8 @@ def open_encoder(
     check_encoder(name, window, precision)
     family = FAMILIES[family_of(name)]
     options: dict[str, WindowMode | Precision] = {}
+    if layer == AUTO and family_of(name) != WHISPER:
+        layer = None
     if family.has_windows:
         options["window"] = window
     if family.has_precisions:
@@ -83,6 +86,22 @@ def check_encoder(name: str, window: WindowMode, precision: Precision = Precisio
         raise ConfigError(
             f"precision {precision}: {family} computes in {Precision.FLOAT32}, only {WHISPER} not"
         )
+
+
+def choose_precision(asked: str, name: str, device: str) -> Precision:
+    """Precision by name; `auto` is bfloat16 for encoders that have it on a GPU, else float32.
+
+    Raises:
+        ConfigError: There is no such precision or device.
+    """
+    if asked == "auto":
+        from dmlm.pipeline.devices import open_device
+
+        is_fast = FAMILIES[family_of(name)].has_precisions and open_device(device).type == "cuda"
+        return Precision.BFLOAT16 if is_fast else Precision.FLOAT32
+    if asked not in list(Precision):
+        raise ConfigError(f"precision {asked!r}: must be auto or one of {', '.join(Precision)}")
+    return Precision(asked)
 
 
 def family_of(name: str) -> str:

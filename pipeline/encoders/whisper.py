@@ -18,7 +18,7 @@ from whisper.model import AudioEncoder
 
 from dmlm.pipeline.converters.whisper import WhisperEncoderWeights, load_whisper_weights
 from dmlm.pipeline.devices import open_device
-from dmlm.pipeline.encoders import Precision, WindowMode
+from dmlm.pipeline.encoders import AUTO, Layer, Precision, WindowMode
 from dmlm.pipeline.encoders.batching import map_windows, overlapping_windows, seams
 from dmlm.pipeline.encoders.weights import find_whisper_weights
 from dmlm.pipeline.errors import ConfigError
@@ -46,13 +46,16 @@ class WhisperEncoder:
         self,
         weights: WhisperEncoderWeights,
         *,
-        layer: int | None = None,
+        layer: Layer = None,
         window: WindowMode = WindowMode.EXACT,
         precision: Precision = Precision.FLOAT32,
         device: str = "auto",
         batch_seconds: float = DEFAULT_BATCH_SECONDS,
     ) -> None:
         """Takes the output of block `layer`, counted from 1; None: after the final layer norm.
+
+        `auto` is the last block but one: units of the final norm tell where in a window a sound is, hardly
+        which sound it is (docs/codebooks.md).
 
         `batch_seconds` is the most audio, padding included, that goes through at once; single
         windows may be longer. Results depend on it by rounding only. `precision` is that of the
@@ -61,6 +64,8 @@ class WhisperEncoder:
         Raises:
             ConfigError: The model has no such layer.
         """
+        if layer == AUTO:
+            layer = max(1, weights.num_layers - 1)
         if layer is not None and not 1 <= layer <= weights.num_layers:
             raise ConfigError(f"layer {layer}: this Whisper has layers 1 to {weights.num_layers}, or `last`")
         self.width, self.layer, self.window = weights.width, layer, window
@@ -145,20 +150,21 @@ class WhisperEncoder:
         x_ND = _run_block(last, x_ND, num_frames, num_wanted)
         if self.layer is None:
             x_ND = self._encoder.ln_post(x_ND)
-        return list(x_ND.split(num_wanted))
+        return list(torch.split(x_ND, num_wanted))
 
     def _convolve(self, mel_MT: Tensor) -> Tensor:
         """Input [F, D] of the first block: F is half of T, rounded up."""
         encoder = self._encoder
         x_BDT = F.gelu(encoder.conv1(mel_MT[None].to(encoder.conv1.weight.dtype)))
         x_FD: Tensor = F.gelu(encoder.conv2(x_BDT))[0].T
-        return x_FD + encoder.positional_embedding[: len(x_FD)].to(x_FD.dtype)
+        x_FD += encoder.positional_embedding[: len(x_FD)]
+        return x_FD
 
 
 def open_whisper_encoder(
     name: str,
     *,
-    layer: int | None,
+    layer: Layer,
     window: WindowMode,
     precision: Precision = Precision.FLOAT32,
     device: str = "auto",
@@ -197,15 +203,16 @@ def _run_block(block: Any, x_ND: Tensor, num_frames: list[int], num_wanted: list
     normed_ND = block.attn_ln(x_ND)
     wanted_WD = _take(normed_ND, num_frames, num_wanted)
     mixed_WD = _attend(block.attn, wanted_WD, normed_ND, num_wanted, num_frames)
-    x_WD = _take(x_ND, num_frames, num_wanted) + mixed_WD
-    return x_WD + block.mlp(block.mlp_ln(x_WD))
+    x_WD: Tensor = _take(x_ND, num_frames, num_wanted) + mixed_WD
+    x_WD += block.mlp(block.mlp_ln(x_WD))
+    return x_WD
 
 
 def _take(x_ND: Tensor, num_frames: list[int], num_wanted: list[int]) -> Tensor:
     """The first `num_wanted` frames of each window."""
     if num_wanted == num_frames:
         return x_ND
-    parts = zip(x_ND.split(num_frames), num_wanted, strict=True)
+    parts = zip(torch.split(x_ND, num_frames), num_wanted, strict=True)
     return torch.cat([x_FD[:number] for x_FD, number in parts])
 
 
@@ -220,7 +227,7 @@ def _attend(
     )
     # A batch of one: without that dimension torch does not take its flash kernel.
     heads = [
-        x_ND.unflatten(1, (attention.n_head, -1)).transpose(0, 1)[None].split(lengths, dim=2)
+        torch.split(x_ND.unflatten(1, (attention.n_head, -1)).transpose(0, 1)[None], lengths, dim=2)
         for x_ND, lengths in projected
     ]
     mixed = [F.scaled_dot_product_attention(*qkv_BHFD) for qkv_BHFD in zip(*heads, strict=True)]

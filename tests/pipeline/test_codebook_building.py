@@ -21,7 +21,7 @@ from dmlm.pipeline.codebook_building import (
 )
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.samples import Waveform
-from dmlm.pipeline.tokenizers.registry import load_tokenizers
+from dmlm.pipeline.tokenizers.registry import load_tokenizers, read_card
 
 TRANSCRIPT = "THE QUICK BROWN FOX"
 
@@ -127,6 +127,18 @@ def test_text_rule_comes_before_the_merges(built: CodebookReport, config: BuildC
     assert len(text.encode(TRANSCRIPT.lower())) < 0.8 * len(TRANSCRIPT)
 
 
+def test_codebook_is_used_in_the_precision_of_its_fit(
+    built: CodebookReport, config: BuildCodebookConfig, speech: list[Waveform], tmp_path: Path
+) -> None:
+    rounded = replace(config, precision="bfloat16", out_dir=tmp_path / "rounded")
+    build_codebook(rounded)
+    tokenizer = load_tokenizers(rounded.out_dir, "cpu").speech
+    assert tokenizer is not None
+    assert tokenizer.fingerprint["precision"] == "bfloat16"
+    assert read_card(rounded.out_dir)["settings"]["precision"] == "bfloat16"
+    assert read_card(config.out_dir)["settings"]["precision"] == "float32"  # auto, on a CPU
+
+
 def test_corpus_without_training_split_is_used_whole_and_said(
     config: BuildCodebookConfig, speech: list[Waveform], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +153,7 @@ def test_copied_codebook_works_elsewhere_and_needs_no_whisper_for_images(
     built: CodebookReport, config: BuildCodebookConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copytree(config.out_dir, tmp_path / "copy")
-    monkeypatch.setattr("dmlm.pipeline.tokenizers.registry._load_kmeans_tokenizer", None)
+    monkeypatch.setattr("dmlm.pipeline.tokenizers.kmeans.open_kmeans_tokenizer", None)
     tokenizers = load_tokenizers(copy)
     assert tokenizers.image is not None
     assert tokenizers.text.fingerprint == load_tokenizers(config.out_dir).text.fingerprint
@@ -247,6 +259,7 @@ def test_damaged_card_is_corrupt(tmp_path: Path, card: str) -> None:
         ({"text_tokenizer": "bpe:many"}, "bpe:many"),
         ({"image_resolution": 33}, "multiple of 8"),
         ({"window": "half"}, "exact, padded"),
+        ({"fit": "half"}, "sample, stream"),
         ({"image_tokenizer": "dalle"}, "dalle"),
         ({"sources": (SourceShare(name="coco", share=-1.0),)}, "positive"),
         ({"sources": (SourceShare(name="ami"),)}, "ami"),

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
-from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.encoders import Precision, WindowMode
 from dmlm.pipeline.encoders.mfcc import MfccEncoder
-from dmlm.pipeline.encoders.registry import absolute_encoder, family_of, open_encoder
+from dmlm.pipeline.encoders.registry import absolute_encoder, choose_precision, family_of, open_encoder
 from dmlm.pipeline.encoders.whisper import WhisperEncoder
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Waveform
@@ -41,7 +41,7 @@ def test_a_name_without_a_family_is_a_whisper(tiny_en_path: Path) -> None:
 
 
 def test_mfcc_is_opened_by_its_bare_name() -> None:
-    assert isinstance(open_encoder("mfcc", layer=None, device="cpu"), MfccEncoder)
+    assert isinstance(open_encoder("mfcc", layer="auto", device="cpu"), MfccEncoder)
 
 
 def test_unknown_family_names_the_known_ones() -> None:
@@ -53,6 +53,12 @@ def test_unknown_family_names_the_known_ones() -> None:
 def test_only_whisper_can_be_padded(name: str) -> None:
     with pytest.raises(ConfigError, match="no windows to pad"):
         open_encoder(name, layer=None, window=WindowMode.PADDED)
+
+
+def test_only_whisper_computes_in_bfloat16() -> None:
+    with pytest.raises(ConfigError, match="mfcc computes in float32"):
+        open_encoder("mfcc", layer=None, precision=Precision.BFLOAT16)
+    assert choose_precision("auto", "whisper:tiny.en", "cpu") is Precision.FLOAT32
 
 
 def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,10 @@ def test_reads_no_further_ahead_than_one_chunk(
     assert num_read == 4
 
 
+def test_automatic_layer_is_the_last_block_but_one(tiny_en: WhisperEncoderWeights) -> None:
+    assert WhisperEncoder(tiny_en, layer="auto", device="cpu").fingerprint["layer"] == 3
+
+
 @pytest.mark.parametrize("layer", [0, 5, -1])
 def test_layer_that_does_not_exist_is_refused(tiny_en: WhisperEncoderWeights, layer: int) -> None:
     with pytest.raises(ConfigError, match="layers 1 to 4"):

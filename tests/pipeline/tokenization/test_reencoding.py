@@ -26,7 +26,7 @@ def again(tiny_corpora: Path, directory: Path, num_samples: int = 100) -> Reenco
 
 def test_samples_made_again_are_those_of_the_data_set(tiny_corpora: Path, tiny_dataset: Path) -> None:
     report = again(tiny_corpora, tiny_dataset)
-    together, alone, other_window = report.comparisons
+    together, alone, other_window, other_precision = report.comparisons
     num_units = load_dataset_card(tiny_dataset).totals.num_tokens.speech
     for comparison in (together, alone):
         assert comparison.total(Modality.SPEECH).num_tokens == num_units
@@ -34,6 +34,8 @@ def test_samples_made_again_are_those_of_the_data_set(tiny_corpora: Path, tiny_d
         assert comparison.total(Modality.TEXT).num_different == 0 < comparison.total(Modality.TEXT).num_tokens
     assert other_window.way == "(window padded)"
     assert other_window.total(Modality.SPEECH).num_different > 0
+    assert other_precision.way == "(bfloat16)"
+    assert 0 < other_precision.total(Modality.SPEECH).num_different < 0.1 * num_units
     report.check()
 
 

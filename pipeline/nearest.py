@@ -1,0 +1,132 @@
+"""Nearest centroids of many vectors, by torch or FAISS, and what a pass of k-means sums up about them.
+
+Suffixes: F vector, D width, K cluster.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+MAX_SCORES = 1 << 20
+"""Scores that exist at once: 4 MiB stay in the cache, between the product that makes them and its minima."""
+
+Counts = npt.NDArray[np.int64]
+Search = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Vectors [F, D], centroids [K, D] -> ids [F] of the nearest, their squared distances [F]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assignment:
+    """Which centroid is nearest to each vector, summed up for each centroid."""
+
+    ids_F: npt.NDArray[np.int64]
+    sums_KD: torch.Tensor
+    counts_K: Counts
+    errors_K: npt.NDArray[np.float64]
+    """Sums of squared distances."""
+
+    @property
+    def inertia(self) -> float:
+        """Mean squared distance of a vector to its centroid."""
+        return float(self.errors_K.sum() / max(1, self.counts_K.sum()))
+
+
+def search_with_torch(
+    vectors_FD: torch.Tensor, centroids_KD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nearest centroids on the device of the vectors; of equally near ones the lowest id.
+
+    |x|² is the same for all centroids, so |c|² - 2xc decides; in float32.
+    """
+    squares_K = centroids_KD.square().sum(dim=1)
+    scores_FK = torch.addmm(squares_K, vectors_FD, centroids_KD.T, alpha=-2)
+    ids_F = find_minima(scores_FK)
+    least_F = scores_FK.gather(1, ids_F[:, None])[:, 0]
+    return ids_F, (least_F + vectors_FD.square().sum(dim=1)).clamp_(min=0)
+
+
+def find_minima(scores_FK: torch.Tensor) -> torch.Tensor:
+    """Column of the least score of each row, the first of several."""
+    if scores_FK.is_cuda:
+        return scores_FK.argmin(dim=1)
+    # numpy's is vectorised and several times faster than torch's on a CPU.
+    return torch.from_numpy(scores_FK.numpy().argmin(axis=1))
+
+
+def num_rows_at_once(num_clusters: int) -> int:
+    """Vectors whose scores are made at once."""
+    return max(1, MAX_SCORES // num_clusters)
+
+
+def search_with_faiss(
+    vectors_FD: torch.Tensor, centroids_KD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by FAISS, on the GPU where the vectors are there; ties as FAISS breaks them."""
+    import faiss
+
+    if vectors_FD.is_cuda:
+        import faiss.contrib.torch_utils  # lets knn_gpu take tensors
+
+        gpu = vectors_FD.device.index or 0
+        distances, ids = faiss.knn_gpu(_open_gpu(), vectors_FD, centroids_KD, 1, device=gpu)
+    else:
+        distances, ids = map(torch.from_numpy, faiss.knn(vectors_FD.numpy(), centroids_KD.numpy(), 1))
+    return ids[:, 0], distances[:, 0]
+
+
+@cache
+def _open_gpu() -> Any:
+    """FAISS's memory on the GPU, allocated once."""
+    import faiss
+
+    return faiss.StandardGpuResources()
+
+
+def choose_search(device: torch.device | str) -> Search:
+    """FAISS where it is built for the device, else torch."""
+    try:
+        import faiss
+    except ImportError:
+        return search_with_torch
+    is_on_gpu = torch.device(device).type == "cuda"
+    return search_with_torch if is_on_gpu and not faiss.get_num_gpus() else search_with_faiss
+
+
+def assign(
+    vectors_FD: torch.Tensor,
+    centroids_KD: torch.Tensor,
+    search: Search = search_with_torch,
+    rows_F: torch.Tensor | None = None,
+) -> Assignment:
+    """Assigns the vectors, or those of `rows_F`; vectors are never copied whole."""
+    num_clusters, num_vectors = len(centroids_KD), len(vectors_FD if rows_F is None else rows_F)
+    sums_KD = torch.zeros_like(centroids_KD)
+    ids_F = np.empty(num_vectors, np.int64)
+    errors_K = np.zeros(num_clusters)
+    for start, part_FD in _split_rows(vectors_FD, rows_F, num_rows_at_once(num_clusters)):
+        ids, distances = search(part_FD, centroids_KD)
+        _add_rows(sums_KD, ids, part_FD)
+        ids_F[start : start + len(part_FD)] = found = ids.cpu().numpy()
+        errors_K += np.bincount(found, distances.cpu().numpy(), minlength=num_clusters)
+    return Assignment(ids_F, sums_KD, np.bincount(ids_F, minlength=num_clusters), errors_K)
+
+
+def _split_rows(
+    vectors_FD: torch.Tensor, rows_F: torch.Tensor | None, num_rows: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yields start and vectors of each part."""
+    for start in range(0, len(vectors_FD if rows_F is None else rows_F), num_rows):
+        part = slice(start, start + num_rows)
+        yield start, vectors_FD[part] if rows_F is None else vectors_FD[rows_F[part]]
+
+
+def _add_rows(sums_KD: torch.Tensor, ids_F: torch.Tensor, vectors_FD: torch.Tensor) -> None:
+    if sums_KD.is_cuda:
+        sums_KD.index_put_((ids_F,), vectors_FD, accumulate=True)  # index_add_ is not deterministic there
+    else:
+        sums_KD.index_add_(0, ids_F, vectors_FD)
