@@ -1,6 +1,7 @@
 """Training data: several data sets as one table of samples, with random access to their tokens.
 
 Cards say whether they fit together, indexes say what there is, the mapped tars give the tokens.
+Opening reads the few columns that training needs; no tar is read before its first sample is wanted.
 """
 
 import sys
@@ -8,26 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, ShardCorruptError
-from dmlm.pipeline.samples import Modality, Sample
-from dmlm.pipeline.shards import (
-    DatasetCard,
-    ShardReader,
-    TokenMember,
-    load_dataset_card,
-    open_shard,
-)
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.shards import DatasetCard, load_dataset_card, open_shard
 from dmlm.pipeline.shards.card import CODEBOOK_NAME
+from dmlm.pipeline.shards.format import TOKEN_MEMBERS
+from dmlm.pipeline.shards.token_table import TokenTable
 from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.vocabulary import Vocabulary
 
-_STRING_COLUMNS = ("key", "source", "split", "language", "translation_language")
+COLUMNS: Final = (
+    *("key", "source", "split", "language", "translation_language", "image_id", "num_speech_runs"),
+    *(f"num_{member}_tokens" for member in TOKEN_MEMBERS),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,43 +39,33 @@ class DatasetIdentity:
     text_rule: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """The tar of a shard, and what its bytes should be."""
+
+    path: Path
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingData:
     """Samples of all data sets, numbered through."""
 
     index: pa.Table
-    """One row per sample, as in the shards."""
-    shards: tuple[ShardReader, ...]
-    num_rows: tuple[int, ...]
-    """Samples of each shard that count."""
+    """One row per sample: the columns of COLUMNS."""
+    tokens: TokenTable
+    """Tokens of the same samples."""
+    files: tuple[ShardFile, ...]
+    """Where they lie."""
     vocabulary: Vocabulary
     fingerprints: Mapping[Modality, Fingerprint]
     identities: tuple[DatasetIdentity, ...]
     codebook_dirs: Mapping[Modality, Path]
 
-    def read_sample(self, row: int, members: Sequence[TokenMember]) -> Sample:
-        """Sample in `row` with the tokens of `members` and without its texts.
-
-        Raises:
-            ShardCorruptError: The index does not point at the tokens.
-        """
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        row_in_shard = row - int(self._starts[shard])
-        try:
-            tokens = {name: self.shards[shard].read_tokens(row_in_shard, name) for name in members}
-        except KeyError as error:
-            raise ShardCorruptError(f"{error.args[0]}, but its index counts some") from None
-        return Sample(
-            **{name: self.index[name][row].as_py() for name in _STRING_COLUMNS},
-            speech_tokens=tokens.get("speech"),
-            image_tokens=tokens.get("image"),
-            text_tokens=tokens.get("text"),
-            translation_tokens=tokens.get("translation"),
-        )
-
     @cached_property
-    def _starts(self) -> npt.NDArray[np.int64]:
-        return np.concatenate([[0], np.cumsum(self.num_rows)])[:-1]
+    def keys(self) -> pa.LargeStringArray:
+        """Of all samples, in one piece however many they are."""
+        return pa.chunked_array(self.index["key"]).cast(pa.large_string()).combine_chunks()
 
 
 def open_training_data(directories: Sequence[Path], limit: int | None = None) -> TrainingData:
@@ -95,20 +84,21 @@ def open_training_data(directories: Sequence[Path], limit: int | None = None) ->
         raise ConfigError("no shards: give --shards DIR")
     cards = [load_dataset_card(directory) for directory in directories]
     owners = _owners(directories, cards)
-    shards, tables = [], []
+    shards, tables, files = [], [], []
     for directory, card in zip(directories, cards, strict=True):
         num_left = sys.maxsize if limit is None else limit
         for record in card.shards:
             if num_left > 0:
-                shards.append(open_shard(directory, record.name))
+                shards.append(open_shard(directory, record.name, COLUMNS))
                 tables.append(shards[-1].index.slice(0, num_left).replace_schema_metadata(None))
+                files.append(ShardFile(path=directory / f"{record.name}.tar", sha256=record.tar_sha256))
                 num_left -= len(tables[-1])
     if not tables:
         raise ConfigError(f"no samples in {', '.join(map(str, directories))}")
     return TrainingData(
-        index=pa.concat_tables(tables).combine_chunks(),
-        shards=tuple(shards),
-        num_rows=tuple(map(len, tables)),
+        index=pa.concat_tables(tables).select(COLUMNS),
+        tokens=TokenTable(shards, list(map(len, tables))),
+        files=tuple(files),
         vocabulary=_merge_vocabularies([card.vocabulary for card in cards]),
         fingerprints={modality: cards[owner].fingerprints[modality] for modality, owner in owners.items()},
         identities=tuple(_identity(card) for card in cards),

@@ -10,9 +10,9 @@ known); speech and images close with `</speech>`, `</image>`. So ASR is
 Suffixes: T position in a sequence, N sample.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,73 @@ class TaskSequence:
     """Length of the part up to the first token of the target."""
 
 
+class Part(NamedTuple):
+    """A stretch of a sequence: tokens that are the same in every sample, or a member of the sample."""
+
+    code: int
+    """Of the modality that its loss goes to, or GIVEN."""
+    tokens: TokenArray | None = None
+    member: TokenMember | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Template:
+    """A task's sequences, but for what the samples put in."""
+
+    prompt: tuple[Part, ...]
+    target: tuple[Part, ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, in order."""
+        return *self.prompt, *self.target
+
+
+def make_template(
+    task: Task,
+    language: str | None,
+    translation_language: str | None,
+    vocabulary: Vocabulary,
+    config: SequenceConfig,
+) -> Template:
+    """Template of a task for samples of these languages.
+
+    Raises:
+        ConfigError: The language has no token.
+    """
+
+    def opening(member: TokenMember) -> list[int]:
+        if MODALITY_OF[member] is not Modality.TEXT:
+            return [vocabulary.special_id(f"<{MODALITY_OF[member]}>")]
+        known = translation_language if member == "translation" else language
+        if known is None:
+            return []
+        if known not in LANGUAGES:
+            raise ConfigError(f"language {known!r} has no token; known are {', '.join(LANGUAGES)}")
+        return [vocabulary.special_id(f"<{known}>")]
+
+    def closing(member: TokenMember) -> list[int]:
+        modality = MODALITY_OF[member]
+        return [] if modality is Modality.TEXT else [vocabulary.special_id(f"</{modality}>")]
+
+    target = modality_code(task.target)
+    parts = []
+    given = [vocabulary.bos_id]
+    if task.source is not None:
+        source = GIVEN if config.target_only else modality_code(task.source)
+        parts += [_fixed(GIVEN, [*given, *opening(task.source)]), Part(source, member=task.source)]
+        if closed := closing(task.source):
+            parts.append(_fixed(source, closed))
+        given = [vocabulary.special_id(f"<{task.name}>")]
+    return Template(
+        prompt=(*parts, _fixed(GIVEN, [*given, *opening(task.target)])),
+        target=(
+            Part(target, member=task.target),
+            _fixed(target, [*closing(task.target), vocabulary.eos_id]),
+        ),
+    )
+
+
 def build_sequence(
     task: Task, sample: Sample, vocabulary: Vocabulary, config: SequenceConfig
 ) -> TaskSequence:
@@ -81,16 +148,13 @@ def build_sequence(
         ConfigError: The language has no token.
         CorruptInputError: An id is out of its modality's range.
     """
-    prompt = _prompt_pieces(task, sample, vocabulary, config)
-    end = np.array([vocabulary.eos_id], np.int32)
-    code = _code(task.target)
-    pieces = [*prompt, (_content(task.target, sample, vocabulary, config), code), (end, code)]
+    template = _template_of(task, sample, vocabulary, config)
+    pieces = [_fill(part, sample, vocabulary, config) for part in template.parts]
+    lengths = [len(piece) for piece in pieces]
     return TaskSequence(
-        tokens_T=np.concatenate([tokens for tokens, _ in pieces]),
-        modality_T=np.repeat(
-            np.array([c for _, c in pieces], np.int8), [len(tokens) for tokens, _ in pieces]
-        ),
-        num_prompt=sum(len(tokens) for tokens, _ in prompt),
+        tokens_T=np.concatenate(pieces),
+        modality_T=np.repeat(np.array([part.code for part in template.parts], np.int8), lengths),
+        num_prompt=sum(lengths[: len(template.prompt)]),
     )
 
 
@@ -99,7 +163,8 @@ def build_prompt(task: Task, sample: Sample, vocabulary: Vocabulary, config: Seq
 
     The sample needs the source and the language of the target, not the target.
     """
-    return np.concatenate([tokens for tokens, _ in _prompt_pieces(task, sample, vocabulary, config)])
+    prompt = _template_of(task, sample, vocabulary, config).prompt
+    return np.concatenate([_fill(part, sample, vocabulary, config) for part in prompt])
 
 
 def sequence_lengths(task: Task, index: "pa.Table", config: SequenceConfig) -> npt.NDArray[np.int64]:
@@ -116,30 +181,9 @@ def loss_token_counts(task: Task, index: "pa.Table", config: SequenceConfig) -> 
     counts_NM = np.zeros((len(index), len(MODALITIES)), np.int64)
     for member in (task.target,) if config.target_only else task.members:
         closing = MODALITY_OF[member] is not Modality.TEXT
-        counts_NM[:, _code(member)] += index[_count_column(member, config)].to_numpy() + closing
-    counts_NM[:, _code(task.target)] += 1  # EOS
+        counts_NM[:, modality_code(member)] += index[_count_column(member, config)].to_numpy() + closing
+    counts_NM[:, modality_code(task.target)] += 1  # EOS
     return counts_NM
-
-
-def add_noise(
-    sequence: TaskSequence, config: SequenceConfig, vocabulary: Vocabulary, rng: np.random.Generator
-) -> TokenArray:
-    """What the model sees of a sequence while it trains; what it predicts stays clean.
-
-    Random units stand for another speaker's. Wrong text before a token stands for the model's own mistakes:
-    it keeps the model from guessing on from its text instead of listening.
-    """
-    inputs_T = sequence.tokens_T.copy()
-    source_T, target_T = inputs_T[: sequence.num_prompt], inputs_T[sequence.num_prompt : -1]  # EOS stays
-    units, text = vocabulary.speech, vocabulary.text
-    noisy = (source_T >= units.start) & (source_T < units.stop)
-    noisy &= rng.random(len(source_T)) < config.unit_noise
-    source_T[noisy] = rng.integers(units.start, units.stop, int(noisy.sum()))
-    words = target_T[(target_T >= text.start) & (target_T < text.stop)]
-    if len(words):  # then the whole target is text
-        noisy = rng.random(len(target_T)) < config.text_noise
-        target_T[noisy] = rng.choice(words, int(noisy.sum()))
-    return inputs_T
 
 
 def collapse_runs(tokens: TokenArray) -> TokenArray:
@@ -147,57 +191,29 @@ def collapse_runs(tokens: TokenArray) -> TokenArray:
     return tokens[np.flatnonzero(np.diff(tokens, prepend=-1))]
 
 
-_Piece = tuple[TokenArray, int]
+def _template_of(task: Task, sample: Sample, vocabulary: Vocabulary, config: SequenceConfig) -> Template:
+    try:
+        return make_template(task, sample.language, sample.translation_language, vocabulary, config)
+    except ConfigError as error:
+        raise ConfigError(f"sample {sample.key}: {error}") from None
 
 
-def _prompt_pieces(
-    task: Task, sample: Sample, vocabulary: Vocabulary, config: SequenceConfig
-) -> list[_Piece]:
-    pieces = [(np.array([vocabulary.bos_id], np.int32), GIVEN)]
-    if task.source is not None:
-        pieces += [
-            (_opening(task.source, sample, vocabulary), GIVEN),
-            (
-                _content(task.source, sample, vocabulary, config),
-                GIVEN if config.target_only else _code(task.source),
-            ),
-            (_special(vocabulary, f"<{task.name}>"), GIVEN),
-        ]
-    return [*pieces, (_opening(task.target, sample, vocabulary), GIVEN)]
+def _fixed(code: int, tokens: Sequence[int]) -> Part:
+    return Part(code, tokens=np.array(tokens, np.int32))
 
 
-def _opening(member: TokenMember, sample: Sample, vocabulary: Vocabulary) -> TokenArray:
-    modality = MODALITY_OF[member]
-    if modality is not Modality.TEXT:
-        return _special(vocabulary, f"<{modality}>")
-    language = sample.translation_language if member == "translation" else sample.language
-    if language is None:
-        return _special(vocabulary)
-    if language not in LANGUAGES:
-        raise ConfigError(
-            f"sample {sample.key}: language {language!r} has no token; known are {', '.join(LANGUAGES)}"
-        )
-    return _special(vocabulary, f"<{language}>")
-
-
-def _content(
-    member: TokenMember, sample: Sample, vocabulary: Vocabulary, config: SequenceConfig
-) -> TokenArray:
-    modality = MODALITY_OF[member]
-    tokens: TokenArray = getattr(sample, f"{member}_tokens")
-    if modality is Modality.SPEECH and config.collapse_runs:
+def _fill(part: Part, sample: Sample, vocabulary: Vocabulary, config: SequenceConfig) -> TokenArray:
+    if part.member is None:
+        assert part.tokens is not None, "a part has tokens or a member"
+        return part.tokens
+    tokens: TokenArray = getattr(sample, f"{part.member}_tokens")
+    if part.member == "speech" and config.collapse_runs:
         tokens = collapse_runs(tokens)
-    tokens = vocabulary.to_global(modality, tokens)
-    if modality is Modality.TEXT:
-        return tokens
-    return np.concatenate([tokens, _special(vocabulary, f"</{modality}>")])
+    return vocabulary.to_global(MODALITY_OF[part.member], tokens)
 
 
-def _special(vocabulary: Vocabulary, *names: str) -> TokenArray:
-    return np.array([vocabulary.special_id(name) for name in names], np.int32)
-
-
-def _code(member: TokenMember) -> int:
+def modality_code(member: TokenMember) -> int:
+    """Place of the member's modality in MODALITIES."""
     return MODALITIES.index(MODALITY_OF[member])
 
 

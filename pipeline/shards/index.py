@@ -5,7 +5,7 @@ Its footer says what the shard was made from, so that a finished shard is recogn
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self
@@ -146,18 +146,19 @@ def write_index(path: Path, index: pa.Table, footer: ShardFooter) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
-def read_index(path: Path) -> tuple[pa.Table, ShardFooter]:
-    """Reads a Parquet file and its footer.
+def read_index(path: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, ShardFooter]:
+    """Reads a Parquet file, or only some of its `columns`, and its footer.
 
     Raises:
         ShardCorruptError: It is missing, not Parquet, or not an index that this version writes.
     """
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read(use_threads=False)
-        footer = ShardFooter.from_json(json.loads((table.schema.metadata or {})[FOOTER_KEY]))
+            schema = file.schema_arrow
+            table = file.read(columns, use_threads=False)
+        footer = ShardFooter.from_json(json.loads((schema.metadata or {})[FOOTER_KEY]))
     except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException, CorruptInputError) as error:
         raise ShardCorruptError(f"{path.name}: not an index of dmlm: {error}") from error
-    if not table.schema.equals(SCHEMA):
+    if not schema.equals(SCHEMA):
         raise ShardCorruptError(f"{path.name}: columns differ from this version's")
     return table, footer

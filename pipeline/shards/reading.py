@@ -1,8 +1,8 @@
 """Shard -> token arrays without a copy: the tar is mapped, the index says where everything lies."""
 
-import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from dmlm.pipeline.shards.index import read_index, span_columns
 from dmlm.pipeline.shards.ustar import SUFFIXES, Span
 from dmlm.pipeline.vocabulary import check_ids
 
+PLACE_COLUMNS: Final = tuple(name for suffix in SUFFIXES for name in span_columns(suffix))
+
 
 class ShardReader:
     """Random access to the samples of one shard.
@@ -30,21 +32,35 @@ class ShardReader:
     Arrays that `read_tokens` and `read_sample` give are read-only views of the mapped tar; they keep it open.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
-        """Opens `name`.tar and `name`.parquet; checksums are `verify_dataset`'s work."""
+    def __init__(self, directory: Path, name: str, columns: Sequence[str] | None = None) -> None:
+        """Opens `name`.tar and `name`.parquet; checksums are `verify_dataset`'s work.
+
+        Args:
+            directory: Folder of the data set.
+            name: Of the shard, as the card has it.
+            columns: Of the index, for who needs but a few beside the places of the tokens; None: all.
+        """
         self.name = name
-        self.index, self.footer = read_index(directory / f"{name}.parquet")
-        self._tar = map_file(directory / f"{name}.tar")
-        if len(self._tar) != self.footer.tar_bytes:
+        if columns is not None:
+            columns = [*columns, *PLACE_COLUMNS]
+        self.index, self.footer = read_index(directory / f"{name}.parquet", columns)
+        self.tar = map_file(directory / f"{name}.tar")
+        """Its bytes, mapped."""
+        if len(self.tar) != self.footer.tar_bytes:
             raise ShardCorruptError(
-                f"{name}.tar: {len(self._tar)} bytes, its index says {self.footer.tar_bytes}; "
+                f"{name}.tar: {len(self.tar)} bytes, its index says {self.footer.tar_bytes}; "
                 "rerun `dmlm-cli tokenize`"
             )
-        self._num_ids = count_ids(self.footer.vocabulary)
+        self.num_ids = count_ids(self.footer.vocabulary)
+        """Ids that each member may have."""
         self._spans = {suffix: _span_array(self.index, suffix) for suffix in SUFFIXES}
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def spans(self, suffix: str) -> npt.NDArray[np.int64]:
+        """Offset and size in bytes of a member in each row, row × 2; -1 where the sample lacks it."""
+        return self._spans[suffix]
 
     def read_tokens(self, row: int, member: TokenMember) -> TokenArray:
         """Ids of one member of the sample in `row`, modality-local, without a copy.
@@ -57,8 +73,8 @@ class ShardReader:
         if span is None:
             raise KeyError(f"{self.name}.tar: row {row} has no {member}")
         try:
-            tokens = decode_npy(span.of(self._tar))
-            check_ids(tokens, self._num_ids[member], MODALITY_OF[member])
+            tokens = decode_npy(span.of(self.tar))
+            check_ids(tokens, self.num_ids[member], MODALITY_OF[member])
         except CorruptInputError as error:
             raise self._corrupt(row, error) from error
         return tokens
@@ -71,8 +87,8 @@ class ShardReader:
         """
         spans = {suffix: span for suffix in SUFFIXES if (span := self._span(row, suffix)) is not None}
         try:
-            sample = decode_sample(self._tar, spans)
-            check_sample_ids(sample, self._num_ids)
+            sample = decode_sample(self.tar, spans)
+            check_sample_ids(sample, self.num_ids)
         except CorruptInputError as error:
             raise self._corrupt(row, error) from error
         return sample
@@ -87,15 +103,15 @@ class ShardReader:
         )
 
 
-def open_shard(directory: Path, name: str) -> ShardReader:
-    """Reader of the shard `name` (as the card names it) in a data set's folder.
+def open_shard(directory: Path, name: str, columns: Sequence[str] | None = None) -> ShardReader:
+    """Reader of the shard `name` (as the card names it) in a data set's folder, see `ShardReader`.
 
     Raises:
         ConfigError: `directory` is not a local folder.
         ShardCorruptError: The shard is missing, cut, or its index cannot be read.
     """
     check_dataset_folder(directory)
-    return ShardReader(directory, name)
+    return ShardReader(directory, name, columns)
 
 
 def iter_samples(directory: Path) -> Iterator[Sample]:
@@ -109,13 +125,16 @@ def iter_samples(directory: Path) -> Iterator[Sample]:
 def map_file(path: Path) -> memoryview:
     """Read-only view of a whole file; raises ShardCorruptError when it is missing or empty."""
     try:
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        # Not `mmap`, which would keep a file open for each of a thousand shards.
+        with pa.memory_map(str(path)) as file:
+            content = memoryview(file.read_buffer()).cast("B")
+    except (OSError, pa.ArrowException) as error:
         raise ShardCorruptError(f"{path.name}: cannot be read: {error}; rerun `dmlm-cli tokenize`") from error
+    if not content:
+        raise ShardCorruptError(f"{path.name}: is empty; rerun `dmlm-cli tokenize`")
+    return content
 
 
 def _span_array(index: pa.Table, suffix: str) -> npt.NDArray[np.int64]:
-    """Offset and size of the member in each row, row × 2; -1 where the sample lacks it."""
     columns = [index[name].combine_chunks().fill_null(-1).to_numpy() for name in span_columns(suffix)]
     return np.stack(columns, axis=1)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -266,3 +267,11 @@ def test_runs_are_counted_as_groupby_does(ids: list[int]) -> None:
     from itertools import groupby
 
     assert num_runs(np.array(ids, dtype=np.int32)) == len(list(groupby(ids)))
+
+
+def test_an_open_shard_holds_no_file_open(tmp_path: Path) -> None:
+    write(tmp_path, [speech_sample()])
+    reader = open_shard(tmp_path, "x-000000")
+    names = {os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()}
+    assert not any(name.startswith(str(tmp_path)) for name in names)
+    assert reader.read_tokens(0, "speech").tolist() == [3, 3, 5]

@@ -12,7 +12,6 @@ from dmlm.trainer.tasks import (
     MODALITIES,
     TASKS,
     TaskSequence,
-    add_noise,
     build_prompt,
     build_sequence,
     collapse_runs,
@@ -157,36 +156,3 @@ def test_the_index_foretells_lengths_and_losses(sample: Sample, collapsed: bool,
         assert length == len(sequence.tokens_T) == len(sequence.modality_T)
         counts = np.bincount(sequence.modality_T[sequence.modality_T >= 0], minlength=len(MODALITIES))
         np.testing.assert_array_equal(loss_token_counts(task, index, config)[0], counts)
-
-
-@pytest.fixture
-def long_sample() -> Sample:
-    return Sample(
-        key="k",
-        source="s",
-        split="train",
-        language="en",
-        speech_tokens=np.full(400, 5, np.int32),
-        text_tokens=ids(*range(30)),
-    )
-
-
-def places_of_noise(task: str, sample: Sample, **noise: float) -> list[int]:
-    sequence = build_sequence(TASKS[task], sample, VOCABULARY, PLAIN)
-    noisy_T = add_noise(sequence, SequenceConfig(**noise), VOCABULARY, np.random.default_rng(0))
-    return np.flatnonzero(noisy_T != sequence.tokens_T).tolist()
-
-
-def test_unit_noise_touches_the_units_of_the_source_only(long_sample: Sample) -> None:
-    changed = places_of_noise("asr", long_sample, unit_noise=0.5)
-    assert 150 < len(changed) < 230  # 400 units, half of them replaced, 1 in 20 by itself
-    assert set(changed) <= set(range(2, 402))
-    assert places_of_noise("t2s", long_sample, unit_noise=0.5) == []
-
-
-def test_text_noise_touches_the_text_of_the_target_only_and_not_its_end(long_sample: Sample) -> None:
-    length = len(build_sequence(TASKS["asr"], long_sample, VOCABULARY, PLAIN).tokens_T)
-    changed = places_of_noise("asr", long_sample, text_noise=0.9)
-    assert 20 < len(changed) <= 30
-    assert set(changed) <= set(range(length - 31, length - 1))
-    assert places_of_noise("t2s", long_sample, text_noise=0.9) == []

@@ -1,0 +1,85 @@
+"""Batches built ahead in a thread: the same ones, with the state of those taken."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dmlm.pipeline.errors import ShardCorruptError
+from dmlm.trainer.config import recipe_from_json
+from dmlm.trainer.dataset import open_training_data
+from dmlm.trainer.packing import PackedBatch
+from dmlm.trainer.prefetch import Prefetcher
+from dmlm.trainer.stream import TokenStream
+
+RECIPE = recipe_from_json(
+    {
+        "name": "r",
+        "num_steps": 1,
+        "mix": [{"task": "asr", "weight": 2}, {"task": "image", "weight": 1}],
+        "sequence": {"max_length": 64, "unit_noise": 0.2},
+        "batch": {"max_tokens": 128, "num_micro_batches": 2},
+    }
+)
+
+
+def open_stream(shards: Path) -> TokenStream:
+    return TokenStream(open_training_data([shards]), RECIPE, seed=0)
+
+
+def content(batches: list[PackedBatch]) -> list[object]:
+    return [(batch.keys, batch.tokens_T.tolist(), batch.targets_N.tolist()) for batch in batches]
+
+
+def prefetch_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("dmlm-prefetch")]
+
+
+def test_prefetched_steps_and_states_are_those_of_the_stream(token_shards: Path) -> None:
+    stream = open_stream(token_shards)
+    with Prefetcher(open_stream(token_shards)) as prefetched:
+        assert prefetched.state() == stream.state()
+        for _ in range(40):
+            assert content(prefetched.next_step()) == content(stream.next_step())
+            assert prefetched.state() == stream.state()
+
+
+def test_a_restored_stream_repeats_what_was_built_and_not_taken(token_shards: Path) -> None:
+    with Prefetcher(open_stream(token_shards)) as prefetched:
+        for _ in range(3):
+            prefetched.next_step()
+        time.sleep(0.05)  # the thread is ahead by now
+        state = json.loads(json.dumps(prefetched.state()))
+        expected = [content(prefetched.next_step()) for _ in range(20)]
+    stream = open_stream(token_shards)
+    stream.restore(state)
+    with Prefetcher(stream) as prefetched:
+        assert [content(prefetched.next_step()) for _ in range(20)] == expected
+
+
+def test_a_damaged_shard_is_named_where_the_step_is_taken(token_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(token_shards, tmp_path / "toy")
+    tar = tmp_path / "toy" / "toy-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"NUMPY", b"numpy"))
+    with (
+        Prefetcher(open_stream(tmp_path / "toy")) as prefetched,
+        pytest.raises(ShardCorruptError, match=r"toy-000000\.tar: row \d+: \w+: not an npy array"),
+    ):
+        [prefetched.next_step() for _ in range(100)]
+    assert not prefetch_threads()
+
+
+def test_the_thread_ends_when_the_loop_does_and_never_runs_far_ahead(token_shards: Path) -> None:
+    stream = open_stream(token_shards)
+    with Prefetcher(stream) as prefetched:
+        prefetched.next_step()
+        deadline = time.monotonic() + 10
+        while stream.state()["num_steps"] < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert stream.state()["num_steps"] == 3  # one taken, two ahead
+        assert len(prefetch_threads()) == 1
+    assert not prefetch_threads()
