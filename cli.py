@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "dmlm.trainer.commands:train",
     "evaluate": "dmlm.trainer.commands:evaluate",
     "transcribe": "dmlm.trainer.commands:transcribe",
+    "export": "dmlm.trainer.export_commands:export",
     "experiment": "dmlm.pipeline.experiment_commands:experiment",
     "demo": "dmlm.trainer.commands:demo",
 }

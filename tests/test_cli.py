@@ -15,7 +15,7 @@ OPTIONS = {
     "sample": {"--out", "--seed", "--text", "--limit"},
     "build-codebook": {
         *("--source", "--root", "--split", *SOURCE_OPTIONS, "--encoder", "--layer", "--clusters", "--window"),
-        *("--speech-tokenizer", "--text-tokenizer"),
+        *("--speech-tokenizer", "--text-tokenizer", "--fit", "--precision"),
         *("--image-tokenizer", "--image-resolution", "--image-clusters"),
         *("--limit", "--seed", "--device", "--out"),
     },
@@ -43,6 +43,7 @@ OPTIONS = {
         *("--checkpoint", "--shards", "--task", "--split", "--out", "--limit", "--device"),
     },
     "transcribe": {"--checkpoint", "--device"},
+    "export": {"--checkpoint", "--out"},
     "experiment": set(),  # each experiment has its own
     "demo": {"--out", "--seed"},
 }
@@ -84,6 +85,7 @@ def test_no_command_has_an_option_outside_the_contract(name: str) -> None:
         (["build-codebook", "--layer", "minus", "--root", "{tmp}"], 2, "layer"),
         (["build-codebook", "--encoder", "hubbert:base", "--root", "{tmp}"], 2, "did you mean 'hubert'"),
         (["build-codebook", "--encoder", "mfcc", "--window", "padded", "--root", "{tmp}"], 2, "no windows"),
+        (["build-codebook", "--encoder", "mfcc", "--precision", "bfloat16", "--root", "{tmp}"], 2, "float32"),
         (
             ["build-codebook", "--speech-tokenizer", "seamless", "--layer", "3", "--root", "{tmp}"],
             2,
@@ -101,6 +103,7 @@ def test_no_command_has_an_option_outside_the_contract(name: str) -> None:
         (["train", "--shards", "{tmp}", "--recipe", "domo", "--out", "{tmp}/run"], 2, "demo"),
         (["evaluate", "--checkpoint", "{tmp}", "--shards", "{tmp}", "--task", "asr"], 2, "checkpoint"),
         (["transcribe", "--checkpoint", "{tmp}", "{tmp}/a.wav"], 2, "checkpoint"),
+        (["export", "--checkpoint", "{tmp}", "--out", "{tmp}/model"], 2, "checkpoint"),
         (["sample", "--out", "{tmp}", "--text", "{tmp}/none.txt"], 2, "none.txt"),
     ],
 )

@@ -12,10 +12,12 @@ from typing import Any, Self
 
 import numpy as np
 
+from dmlm.pipeline.converters.gguf import SUFFIX as GGUF
 from dmlm.pipeline.errors import AnnotationError, ConfigError
 from dmlm.pipeline.samples import TokenArray
 from dmlm.pipeline.storage import sha256_json, write_bytes
 from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.tokenizers.gguf import read_gguf_tokenizer
 
 BPE = "bpe:"
 """Name of a BPE that is trained here, as in `bpe:400`."""
@@ -108,13 +110,16 @@ class HuggingFaceTextTokenizer:
 
 
 def load_text_tokenizer(name: str | Path) -> HuggingFaceTextTokenizer:
-    """Tokenizer of a folder or of a Hugging Face name such as `facebook/opt-125m`.
+    """Tokenizer of a folder, of a GGUF file or of a Hugging Face name such as `facebook/opt-125m`.
 
     Raises:
         ConfigError: It cannot be found or read.
+        CorruptInputError: The GGUF file is damaged.
     """
     from transformers import AutoTokenizer
 
+    if str(name).endswith(GGUF):
+        return HuggingFaceTextTokenizer(read_gguf_tokenizer(Path(name)))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -7,20 +6,17 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
     PreTrainedModel,
 )
 
-from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.tokenizers.text import train_bpe
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import LossConfig, ModelConfig
-from dmlm.trainer.loss import count_loss_tokens, token_losses, token_weights, weighted_loss
-from dmlm.trainer.model import build_model, packed_logits, use_packed_attention
+from dmlm.trainer.loss import count_loss_tokens, token_weights
+from dmlm.trainer.model import build_model
+from dmlm.trainer.packed_forward import PackedModel, packed_logits, use_packed_attention
 from dmlm.trainer.packing import PackedBatch, pack_sequences
 from dmlm.trainer.tasks import TaskSequence
 
@@ -52,13 +48,8 @@ def random_sequences(num_sequences: int = 6, seed: int = 0) -> list[TaskSequence
 
 def loss_of(model: PreTrainedModel, batches: list[PackedBatch]) -> torch.Tensor:
     counts = count_loss_tokens(batches)
-    return sum(
-        weighted_loss(
-            token_losses(packed_logits(model, batch), batch.targets_N),
-            token_weights(batch, counts, LossConfig()),
-        )
-        for batch in batches
-    )
+    packed = PackedModel(model)
+    return sum(packed(batch, token_weights(batch, counts, LossConfig()))[0] for batch in batches)
 
 
 def gradients(model: PreTrainedModel, batches: list[PackedBatch]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -158,26 +149,6 @@ def test_from_scratch_follows_the_architecture_the_vocabulary_and_the_seed(
     assert models[0].get_input_embeddings().padding_idx is None
 
 
-def save_llm(directory: Path, text_dir: Path, model: PreTrainedModel | None = None) -> PreTrainedModel:
-    """A pretrained OPT with spare embedding rows, and its tokenizer."""
-    torch.manual_seed(5)
-    model = model or OPTForCausalLM(
-        OPTConfig(
-            vocab_size=264,
-            hidden_size=32,
-            word_embed_proj_dim=32,
-            ffn_dim=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-            pad_token_id=1,
-        )
-    )
-    model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(text_dir).save_pretrained(directory)
-    return model
-
-
 def test_new_positions_begin_like_their_neighbours_and_smaller_than_the_tokens(
     model: PreTrainedModel,
 ) -> None:
@@ -191,55 +162,3 @@ def test_new_positions_begin_like_their_neighbours_and_smaller_than_the_tokens(
     near = similarity(positions_TD[:-1], positions_TD[1:], dim=1)
     far = similarity(positions_TD[:-30], positions_TD[30:], dim=1)
     assert near.min() > far.max()
-
-
-def test_a_pretrained_opt_keeps_its_text_and_gets_new_rows_and_positions(
-    tmp_path: Path, text_dir: Path
-) -> None:
-    old = save_llm(tmp_path, text_dir)
-    config = ModelConfig(init=str(tmp_path), dropout=0.3)
-    new = build_model(config, VOCABULARY, text_dir=text_dir, max_length=40, seed=0)
-    old_rows, new_rows = old.get_input_embeddings().weight, new.get_input_embeddings().weight
-    assert new_rows.shape[0] == VOCABULARY.size == new.config.vocab_size
-    assert torch.equal(new_rows[:258], old_rows[:258])
-    assert not torch.isclose(new_rows[258:264], old_rows[258:264]).all(dim=1).any()  # spare rows: drawn anew
-    assert new_rows[258:].std().item() == pytest.approx(old_rows[:258].std().item(), rel=0.1)
-    assert new.get_output_embeddings().weight is new_rows
-    table, old_table = (m.model.decoder.embed_positions.weight for m in (new, old))
-    assert torch.equal(table[:18], old_table)
-    assert torch.equal(table[18:34], old_table[2:18])
-    assert len(table) == 42
-    assert new.config.dropout == 0.3
-    assert (new.config.bos_token_id, new.config.eos_token_id) == (0, 0)
-    logits = new(input_ids=torch.zeros(1, 40, dtype=torch.long)).logits
-    assert logits.shape == (1, 40, VOCABULARY.size)
-
-
-def test_another_text_tokenizer_is_refused_with_the_command_that_helps(
-    tmp_path: Path, text_dir: Path
-) -> None:
-    save_llm(tmp_path, text_dir)
-    other = tmp_path / "other"
-    train_bpe(["the cat the cat the cat"], 260).save(other)
-    vocabulary = Vocabulary(num_text=262, num_speech=20, num_image=16, bos_id=0, eos_id=0)
-    with pytest.raises(FingerprintMismatchError, match=r"258 entries.*262 entries.*--text-tokenizer"):
-        build_model(ModelConfig(init=str(tmp_path)), vocabulary, text_dir=other, max_length=8, seed=0)
-
-
-def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, text_dir: Path) -> None:
-    save_llm(tmp_path, text_dir)
-    theirs = Vocabulary(num_text=258, num_speech=99, num_image=16, bos_id=0, eos_id=0)
-    (tmp_path / "vocabulary.json").write_text(json.dumps(theirs.to_json()))
-    with pytest.raises(FingerprintMismatchError, match=r"99 speech.*20 speech"):
-        build_model(ModelConfig(init=str(tmp_path)), VOCABULARY, text_dir=text_dir, max_length=8, seed=0)
-
-
-def test_positions_are_added_to_opt_only(tmp_path: Path, text_dir: Path) -> None:
-    save_llm(tmp_path, text_dir, llama())
-    with pytest.raises(ConfigError, match="max_length 65: the model has 64 positions"):
-        build_model(ModelConfig(init=str(tmp_path)), VOCABULARY, text_dir=text_dir, max_length=65, seed=0)
-
-
-def test_an_init_that_is_no_model_is_refused(tmp_path: Path, text_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="not a causal language model"):
-        build_model(ModelConfig(init=str(tmp_path)), VOCABULARY, text_dir=text_dir, max_length=8, seed=0)

@@ -1,0 +1,259 @@
+"""An exported model in stock transformers: same ids, same tokens out, nothing unsafe inside."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from dmlm.cli import run
+from dmlm.pipeline.errors import CheckpointError, ConfigError
+from dmlm.pipeline.samples import Sample, TokenArray
+from dmlm.pipeline.shards.format import MODALITY_OF
+from dmlm.pipeline.storage import sha256_file
+from dmlm.pipeline.vocabulary import Vocabulary
+from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from dmlm.trainer.config import (
+    BatchConfig,
+    MixEntry,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    SequenceConfig,
+    TrainConfig,
+)
+from dmlm.trainer.decoding import decode_greedy
+from dmlm.trainer.export import export_checkpoint
+from dmlm.trainer.loop import train
+from dmlm.trainer.modality_mask import ModalityMask, closing_id
+from dmlm.trainer.tasks import TASKS, build_prompt
+
+NUM_ROWS = 264
+"""Of the pretrained models: six more than the text tokenizer has entries."""
+SMALL = {"vocab_size": NUM_ROWS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+INITS: dict[str, PretrainedConfig | None] = {
+    "scratch": None,
+    "opt": OPTConfig(**SMALL, word_embed_proj_dim=32, ffn_dim=64, max_position_embeddings=64),
+    "gpt2": GPT2Config(vocab_size=NUM_ROWS, n_embd=32, n_layer=2, n_head=4, n_positions=256),
+    "llama": LlamaConfig(
+        **SMALL, intermediate_size=64, max_position_embeddings=64, tie_word_embeddings=False
+    ),
+}
+GENERATING = ("asr", "s2tt", "t2s", "i2t")
+NUM_NEW = 12
+
+
+@pytest.fixture(scope="module", params=INITS)
+def checkpoint(
+    request: pytest.FixtureRequest, token_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
+    """A few true training steps, from each kind of start."""
+    directory, shape = tmp_path_factory.mktemp(request.param), INITS[request.param]
+    if shape is not None:
+        torch.manual_seed(3)
+        AutoModelForCausalLM.from_config(shape).save_pretrained(directory / "llm")
+        AutoTokenizer.from_pretrained(token_shards / "codebook" / "text").save_pretrained(directory / "llm")
+    return train_briefly(directory, token_shards, str(directory / "llm") if shape else None)
+
+
+def train_briefly(directory: Path, shards: Path, init: str | None) -> Checkpoint:
+    recipe = Recipe(
+        name="tiny",
+        num_steps=4,
+        mix=tuple(MixEntry(task=task, weight=1.0) for task in TASKS),
+        model=ModelConfig(num_layers=1, width=32, num_heads=2, dropout=0.0),
+        sequence=SequenceConfig(max_length=128, collapse_runs=True),
+        batch=BatchConfig(max_tokens=256),
+        optimizer=OptimizerConfig(learning_rate=3e-3, num_warmup_steps=1),
+    )
+    config = TrainConfig(shards=(shards,), recipe=recipe, out_dir=directory / "run", init=init, device="cpu")
+    return load_checkpoint(train(config).checkpoint)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out_dir = tmp_path_factory.mktemp("models") / "tiny"
+    export_checkpoint(checkpoint.path, out_dir)
+    return out_dir
+
+
+@pytest.fixture(scope="module")
+def stock(exported: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float64)
+
+
+def sample(number: int = 0) -> Sample:
+    rng = np.random.default_rng(number)
+    return Sample(
+        key="a",
+        source="toy",
+        split="train",
+        language="en",
+        translation_language="de",
+        speech_tokens=rng.integers(0, 20, 6 + number).astype(np.int32),
+        image_tokens=rng.integers(0, 16, 16).astype(np.int32),
+        text_tokens=rng.integers(66, 90, 5 + number).astype(np.int32),
+    )
+
+
+def prompt_of(checkpoint: Checkpoint, task: str, number: int = 0) -> TokenArray:
+    sequence = checkpoint.settings.recipe.sequence
+    return build_prompt(TASKS[task], sample(number), checkpoint.vocabulary, sequence)
+
+
+def test_ids_are_those_of_the_vocabulary(exported: Path, stock: PreTrainedModel) -> None:
+    vocabulary = Vocabulary.from_json(json.loads((exported / "vocabulary.json").read_bytes()))
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    names = vocabulary.added_tokens()
+    assert tokenizer.convert_tokens_to_ids(names) == list(range(vocabulary.num_text, vocabulary.num_used))
+    assert len(tokenizer) == vocabulary.num_used
+    assert stock.get_input_embeddings().weight.shape[0] == stock.config.vocab_size == vocabulary.size
+
+
+@pytest.mark.parametrize("task", GENERATING)
+def test_stock_generation_gives_the_tokens_of_our_decoding(
+    task: str, checkpoint: Checkpoint, stock: PreTrainedModel
+) -> None:
+    vocabulary = checkpoint.vocabulary
+    prompts = [prompt_of(checkpoint, task, number) for number in range(4)]
+    closing = closing_id(vocabulary, task)
+    ours = dict(
+        decode_greedy(
+            checkpoint.model.double(),
+            prompts,
+            allowed=vocabulary.range_of(MODALITY_OF[TASKS[task].target]),
+            eos_id=vocabulary.eos_id if closing is None else closing,
+            max_new_tokens=[NUM_NEW] * len(prompts),
+        )
+    )
+    ends = [vocabulary.eos_id] if closing is None else [closing, vocabulary.eos_id]
+    for number, prompt in enumerate(prompts):
+        expected = [*ours[number].tolist(), *ends][:NUM_NEW]
+        assert generate(stock, prompt, ModalityMask(vocabulary, task)) == expected
+
+
+def generate(model: PreTrainedModel, prompt: TokenArray, mask: ModalityMask) -> list[int]:
+    prompt_BT = torch.tensor(prompt[None].astype(np.int64))
+    output_BT = model.generate(
+        prompt_BT,
+        attention_mask=torch.ones_like(prompt_BT),
+        logits_processor=[mask],
+        max_new_tokens=NUM_NEW,
+    )
+    return output_BT[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_mask_lets_nothing_else_out(task: str, checkpoint: Checkpoint) -> None:
+    vocabulary, mask = checkpoint.vocabulary, ModalityMask(checkpoint.vocabulary, task)
+    scores = torch.zeros(2, vocabulary.size)
+    closing = closing_id(vocabulary, task)
+    last = vocabulary.eos_id if closing is None else closing
+    tokens = torch.tensor([[vocabulary.bos_id, vocabulary.special_id("<asr>")], [0, last]])
+    allowed, after_last = (row.isfinite().nonzero().flatten().tolist() for row in mask(tokens, scores))
+    target = vocabulary.range_of(MODALITY_OF[TASKS[task].target])
+    assert set(allowed) == {*range(target.start, target.stop), last}
+    assert after_last == (allowed if closing is None else [vocabulary.eos_id])
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_speech_that_is_closed_ends(checkpoint: Checkpoint, stock: PreTrainedModel) -> None:
+    vocabulary = checkpoint.vocabulary
+    closed = np.append(prompt_of(checkpoint, "t2s"), vocabulary.special_id("</speech>")).astype(np.int32)
+    assert generate(stock, closed, ModalityMask(vocabulary, "t2s")) == [vocabulary.eos_id]
+
+
+def test_it_holds_weights_and_plain_text_only(exported: Path, checkpoint: Checkpoint) -> None:
+    files = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+    assert {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json"} < files
+    assert {"README.md", "vocabulary.json", "dmlm.json", "codebook/text/tokenizer.json"} < files
+    assert {Path(name).suffix for name in files} == {".json", ".safetensors", ".md", ""}
+    assert not any("trainer_state" in name for name in files)
+    theirs = sha256_file(checkpoint.path / "model.safetensors")
+    assert sha256_file(exported / "model.safetensors") == theirs
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_dmlm_opens_it_as_a_checkpoint(exported: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    again = load_checkpoint(resolve_checkpoint(exported))
+    assert (again.step, again.vocabulary) == (checkpoint.step, checkpoint.vocabulary)
+    export_checkpoint(exported, tmp_path / "copy")
+    assert read_all(tmp_path / "copy") == read_all(exported)
+
+
+def read_all(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_prompts_written_as_text_have_our_ids(exported: Path, checkpoint: Checkpoint) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    for task in GENERATING:
+        prompt = prompt_of(checkpoint, task)
+        text = tokenizer.decode(prompt.tolist())
+        assert text.startswith("</s><")
+        assert tokenizer(text, add_special_tokens=False).input_ids == prompt.tolist()
+
+
+@pytest.mark.parametrize("checkpoint", ["opt"], indirect=True)
+def test_the_card_says_what_it_is_and_its_example_runs(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = (exported / "README.md").read_text()
+    assert "| asr | `</s><speech>{speech}</speech><asr><en>` | `{text}</s>` | 1–257 | 0 |" in card
+    assert "| t2s | `</s><en>{text}<t2s><speech>` | `{speech}</speech></s>` | 302–321 | 259 |" in card
+    assert "| 302–321 | `<speech_0>` … `<speech_19>` |" in card
+    assert "started from llm: its licence goes on" in card
+    assert "speech: sha256 speech" in card
+    assert "data toy: not known to dmlm" in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("FOLDER", repr(str(exported))), {})
+    assert "<speech" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_an_empty_folder_is_taken_and_a_full_one_is_not(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run(["export", "--checkpoint", str(checkpoint.path), "--out", str(tmp_path / "empty")]) == 0
+    before = read_all(tmp_path)
+    with pytest.raises(ConfigError, match="not empty"):
+        export_checkpoint(checkpoint.path, tmp_path / "empty")
+    assert read_all(tmp_path) == before
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_an_export_that_fails_leaves_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(checkpoint: Checkpoint) -> str:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("dmlm.trainer.export.write_card", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        export_checkpoint(checkpoint.path, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_a_tokenizer_with_other_ids_is_not_exported(exported: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    export_checkpoint(exported, broken)
+    path = broken / "tokenizer.json"
+    swapped = path.read_text().replace("<speech_3>", "x").replace("<speech_4>", "<speech_3>")
+    path.write_text(swapped.replace('"x"', '"<speech_4>"'))
+    sums = json.loads((broken / "DONE").read_bytes())
+    (broken / "DONE").write_text(json.dumps(sums | {"tokenizer.json": sha256_file(path)}))
+    with pytest.raises(CheckpointError, match="gives other ids"):
+        export_checkpoint(broken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
