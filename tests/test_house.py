@@ -16,7 +16,8 @@ SOURCES = [
 ]
 TRAINING_HALF = (
     *("config", "tasks", "dataset", "stream", "packing", "model", "loss", "optim", "checkpoint", "settings"),
-    *("loop", "metrics"),
+    *("loop", "metrics", "step", "distributed", "packed_forward", "linear_cross_entropy"),
+    *("mix", "rows", "prefetch", "shard_hashing", "sequences"),
 )
 OPEN_TO_TRAINING = (
     *(

@@ -86,7 +86,7 @@ def save_checkpoint(
     """
     from safetensors import SafetensorError
 
-    path = run_dir / f"checkpoint-{state.step:06d}"
+    path = checkpoint_path(run_dir, state.step)
     temporary = run_dir / f".{path.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -104,6 +104,11 @@ def save_checkpoint(
         ) from error
     _remove_old(run_dir)
     return path
+
+
+def checkpoint_path(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run_dir / f"checkpoint-{step:06d}"
 
 
 def resolve_checkpoint(path: Path) -> Path:

@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import os
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ from dmlm.pipeline.errors import ExitCode
     help="Data set of `tokenize`; may be repeated.",
 )
 @click.option("--recipe", default="demo", show_default=True, help="Name of a recipe, or a YAML file.")
-@click.option("--init", help="OPT model to start from: a Hugging Face name or folder, or a checkpoint.")
+@click.option("--init", help="Model to start from: Hugging Face name or folder, GGUF file, or checkpoint.")
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
 @seed_option()
@@ -42,8 +43,11 @@ def train(
     Writes Hugging Face checkpoints, metrics.jsonl and the resolved recipe to --out.
 
     Example:  dmlm-cli train --shards shards/librispeech --shards shards/coco --out runs/first
+
+    On four devices:  torchrun --nproc-per-node 4 --no-python dmlm-cli train --shards shards/librispeech
     """
     from dmlm.trainer.config import TrainConfig, load_recipe
+    from dmlm.trainer.distributed import join_ranks
     from dmlm.trainer.loop import train
 
     settings = load_recipe(recipe)
@@ -59,7 +63,10 @@ def train(
         limit=limit,
         device=device,
     )
-    click.echo(train(config).table())
+    with join_ranks(os.environ) as ranks:
+        report = train(config, ranks)
+    if ranks.is_first:
+        click.echo(report.table())
 
 
 @click.command(short_help="Score a checkpoint on held-out samples.")

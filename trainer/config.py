@@ -27,12 +27,12 @@ class ModelConfig:
     architecture: Literal["opt", "llama"] = "opt"
     """Of a model from scratch. OPT is the paper's; Llama's rotary positions learn to listen from far less."""
     init: str | None = None
-    """Hugging Face name or folder, or a checkpoint of dmlm; its shape then replaces the fields below."""
+    """Hugging Face name or folder, GGUF file, or checkpoint of dmlm; its shape replaces the fields below."""
     num_layers: int = 4
     width: int = 192
     num_heads: int = 4
     dropout: float = 0.1
-    """Llama has it in its attention only."""
+    """Llama has it in its attention only; see docs/models.md."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +81,8 @@ class BatchConfig:
     """Capacity of a packed row, the micro-batch."""
     num_micro_batches: int = 1
     """Packed rows per optimizer step."""
-    num_open_rows: int = 4
-    """Rows filled side by side; more fill better and shuffle more."""
+    pool_size: int = 64
+    """Samples that a row is chosen from; more fill rows better where lengths hardly vary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +115,8 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """How ranks share the work: with `ddp` each has the whole model, with `fsdp2` a shard of it."""
     save_every_steps: int = 500
     log_every_steps: int = 10
 
@@ -237,7 +239,7 @@ def _choose(choices: tuple[str, ...], value: Any, where: str) -> str:
 def _check_ranges(recipe: Recipe, where: str) -> None:
     model, sequence, batch, optimizer = recipe.model, recipe.sequence, recipe.batch, recipe.optimizer
     steps = (recipe.num_steps, recipe.save_every_steps, recipe.log_every_steps)
-    sizes = (model.num_layers, model.width, model.num_heads, batch.num_micro_batches, batch.num_open_rows)
+    sizes = (model.num_layers, model.width, model.num_heads, batch.num_micro_batches, batch.pool_size)
     weights = (recipe.loss.text, recipe.loss.speech, recipe.loss.image)
     shares = (model.dropout, sequence.unit_noise, sequence.text_noise, *optimizer.betas)
     entries = [(entry.task, entry.source) for entry in recipe.mix]

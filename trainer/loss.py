@@ -1,10 +1,10 @@
 """The length-normalised tri-modal loss: lambda_m / n_m * (sum of m's cross-entropies), over modalities m.
 
 n_m counts the tokens of the whole global batch, so it is known before the first backward pass. It gives every
-token a weight, and the loss of a micro-batch is a weighted sum that adds up over micro-batches (and ranks).
-A modality that is absent has no token and so gives exactly 0.
+token a weight, and the loss of a micro-batch is a weighted sum that adds up over micro-batches and ranks.
+A modality that is absent has no token and so gives exactly 0. docs/loss.md says how exact this is.
 
-Suffixes: N token that carries loss, S sequence, M modality, V vocabulary.
+Suffixes: N token that carries loss, S sequence, M modality.
 """
 
 from collections.abc import Iterable
@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,27 +26,12 @@ NUM_MODALITIES = len(MODALITIES)
 class LossCounts:
     """What the global batch holds; counts of its parts add up."""
 
-    num_tokens_M: npt.NDArray[np.int64]
+    num_tokens_M: Tensor
     """Tokens that carry loss, of each modality."""
-    num_sequences: int
+    num_sequences: Tensor
 
     def __add__(self, other: "LossCounts") -> "LossCounts":
         return LossCounts(self.num_tokens_M + other.num_tokens_M, self.num_sequences + other.num_sequences)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LossTerms:
-    """Sum of cross-entropies and number of tokens of each modality; terms of parts add up."""
-
-    sums_M: npt.NDArray[np.float64]
-    num_tokens_M: npt.NDArray[np.int64]
-
-    def __add__(self, other: "LossTerms") -> "LossTerms":
-        return LossTerms(self.sums_M + other.sums_M, self.num_tokens_M + other.num_tokens_M)
-
-    def means(self) -> npt.NDArray[np.float64]:
-        """Mean cross-entropy of each modality in nats; 0 where it is absent."""
-        return self.sums_M / np.maximum(self.num_tokens_M, 1)
 
 
 def count_loss_tokens(batches: Iterable[PackedBatch]) -> LossCounts:
@@ -57,39 +40,31 @@ def count_loss_tokens(batches: Iterable[PackedBatch]) -> LossCounts:
 
 
 def _counts(batch: PackedBatch) -> LossCounts:
-    num_tokens_M = torch.bincount(batch.modality_N, minlength=NUM_MODALITIES).cpu().numpy()
-    return LossCounts(num_tokens_M, len(batch.lengths))
+    return LossCounts(batch.count_targets(NUM_MODALITIES), torch.tensor(len(batch.lengths)))
 
 
 def token_weights(batch: PackedBatch, counts: LossCounts, config: LossConfig) -> Tensor:
     """float64 weight N of each token's cross-entropy in the loss of the global batch with these `counts`."""
-    lambdas_M = torch.tensor([getattr(config, modality) for modality in MODALITIES], dtype=torch.float64)
+    modality_N = batch.modality_N
+    lambdas = [getattr(config, modality) for modality in MODALITIES]
+    lambdas_M = torch.tensor(lambdas, dtype=torch.float64).to(modality_N.device, non_blocking=True)
     if config.normalise == "none":
-        return torch.full(batch.modality_N.shape, 1 / int(counts.num_tokens_M.sum()), dtype=torch.float64)
+        return (1 / counts.num_tokens_M.sum().double()).expand(len(modality_N))
     if config.normalise == "batch":
-        scale_M = lambdas_M / torch.from_numpy(counts.num_tokens_M).clamp(min=1)
-        return scale_M[batch.modality_N.cpu()]
+        return (lambdas_M / counts.num_tokens_M.clamp(min=1))[modality_N]
     # "sequence": the loss of each sequence with its own n_m, averaged over the sequences.
-    place_N = (batch.sequence_N * NUM_MODALITIES + batch.modality_N).cpu()
-    num_tokens_SM = torch.bincount(place_N, minlength=len(batch.lengths) * NUM_MODALITIES)
-    scale_SM = lambdas_M.repeat(len(batch.lengths)) / num_tokens_SM.clamp(min=1) / counts.num_sequences
-    return scale_SM[place_N]
+    place_N = batch.sequence_N * NUM_MODALITIES + modality_N
+    num_tokens_SM = _count_each(place_N, len(batch.lengths) * NUM_MODALITIES)
+    return lambdas_M[modality_N] / num_tokens_SM[place_N] / counts.num_sequences
 
 
-def token_losses(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy of each token in nats, in at least float32."""
-    if logits_NV.dtype in (torch.float16, torch.bfloat16):
-        logits_NV = logits_NV.float()
-    return torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+def sum_by_modality(losses_N: Tensor, batch: PackedBatch) -> Tensor:
+    """float64 sum M of the cross-entropies of each modality."""
+    sums_M = torch.zeros(NUM_MODALITIES, dtype=torch.float64, device=losses_N.device)
+    return sums_M.index_add_(0, batch.modality_N, losses_N.double())
 
 
-def weighted_loss(losses_N: Tensor, weights_N: Tensor) -> Tensor:
-    """Loss of a micro-batch, summed in float64."""
-    return (losses_N.double() * weights_N.to(losses_N.device)).sum()
-
-
-def loss_terms(losses_N: Tensor, batch: PackedBatch) -> LossTerms:
-    """Terms of a micro-batch, for the log."""
-    modality_N = batch.modality_N.cpu()
-    sums_M = torch.bincount(modality_N, losses_N.detach().double().cpu(), minlength=NUM_MODALITIES)
-    return LossTerms(sums_M.numpy(), _counts(batch).num_tokens_M)
+def _count_each(numbers_N: Tensor, num_kinds: int) -> Tensor:
+    # Not bincount: on a GPU it waits for the result.
+    ones_N = torch.ones_like(numbers_N)
+    return torch.zeros(num_kinds, dtype=torch.int64, device=numbers_N.device).index_add_(0, numbers_N, ones_N)

@@ -16,25 +16,13 @@ import numpy.typing as npt
 from dmlm.pipeline.progress import Progress
 from dmlm.pipeline.storage import write_bytes
 from dmlm.trainer.config import Recipe
-from dmlm.trainer.loss import NUM_MODALITIES, LossTerms
-from dmlm.trainer.packing import PackedBatch
-from dmlm.trainer.stream import Group
+from dmlm.trainer.loss import NUM_MODALITIES
+from dmlm.trainer.mix import Group
+from dmlm.trainer.step import StepResult
 from dmlm.trainer.tasks import MODALITIES
 
 METRICS_NAME = "metrics.jsonl"
 NUM_NAMED = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StepResult:
-    """Figures of one optimizer step."""
-
-    loss: float
-    terms: LossTerms
-    learning_rate: float
-    gradient_norm: float
-    """Before clipping."""
-    batches: Sequence[PackedBatch]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +69,7 @@ class MetricsWindow:
 
     def __init__(self) -> None:
         self._losses: list[float] = []
-        self._terms = LossTerms(np.zeros(NUM_MODALITIES), np.zeros(NUM_MODALITIES, np.int64))
+        self._sums_M, self._num_tokens_M = np.zeros(NUM_MODALITIES), np.zeros(NUM_MODALITIES, np.int64)
         self._tokens_by_task: Counter[str] = Counter()
         self._num_sequences = self._num_rows = 0
         self._start = time.monotonic()
@@ -89,25 +77,24 @@ class MetricsWindow:
     def add(self, result: StepResult) -> None:
         """Takes in one step."""
         self._losses.append(result.loss)
-        self._terms += result.terms
-        for batch in result.batches:
-            self._num_rows += 1
-            self._num_sequences += len(batch.lengths)
-            for task, length in zip(batch.tasks, batch.lengths, strict=True):
-                self._tokens_by_task[task] += length
+        self._sums_M += result.sums_M
+        self._num_tokens_M += result.num_tokens_M
+        self._tokens_by_task.update(result.tokens_by_task)
+        self._num_sequences += result.num_sequences
+        self._num_rows += result.num_rows
 
     def record(self, step: int, max_tokens: int, last: StepResult) -> Record:
         """Figures of the steps so far; `last` is the last of them, `max_tokens` the capacity of a row."""
         num_tokens = self._tokens_by_task.total()
-        loss_tokens_M = self._terms.num_tokens_M
-        means_M = self._terms.means()
+        loss_tokens_M = self._num_tokens_M
+        means_M = self._sums_M / np.maximum(loss_tokens_M, 1)
         present = [m for m in range(NUM_MODALITIES) if loss_tokens_M[m]]
         return Record(
             step=step,
             loss=float(np.mean(self._losses)),
             loss_by_modality={MODALITIES[m]: float(means_M[m]) for m in present},
             share_by_modality={MODALITIES[m]: float(loss_tokens_M[m] / loss_tokens_M.sum()) for m in present},
-            share_by_task={task: n / num_tokens for task, n in self._tokens_by_task.most_common()},
+            share_by_task={task: n / num_tokens for task, n in self._tokens_by_task.most_common() if n},
             learning_rate=last.learning_rate,
             gradient_norm=last.gradient_norm,
             fill=num_tokens / (self._num_rows * max_tokens),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dmlm.pipeline.errors import CheckpointError
 from dmlm.trainer.config import OptimizerConfig
+from dmlm.trainer.distributed import shard_like, whole_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,9 +37,9 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
     return config.learning_rate * (1 - (1 - config.final_share) * decayed)
 
 
-def clip_gradient(model: "PreTrainedModel", max_norm: float) -> float:
-    """Scales the gradient down to `max_norm` if it is longer; its norm before."""
-    return float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+def clip_gradient(model: "PreTrainedModel", max_norm: float) -> Tensor:
+    """Scales the gradient down to `max_norm` if it is longer; its norm before, over all ranks."""
+    return whole_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
 
 
 def update(optimizer: torch.optim.AdamW, rate: float) -> None:
@@ -50,9 +51,9 @@ def update(optimizer: torch.optim.AdamW, rate: float) -> None:
 
 
 def optimizer_tensors(model: "PreTrainedModel", optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """State of the optimizer, by the name of its parameter."""
+    """State of the optimizer, by the name of its parameter; every rank has to ask for it."""
     return {
-        f"{name}.{part}": optimizer.state[parameter][part]
+        f"{name}.{part}": whole_tensor(optimizer.state[parameter][part])
         for name, parameter in model.named_parameters()
         for part in _STATE_NAMES
     }
@@ -73,4 +74,7 @@ def restore_optimizer(
             raise CheckpointError(f"state of the optimizer: no {error.args[0]}") from None
         if state["exp_avg"].shape != parameter.shape:
             raise CheckpointError(f"state of the optimizer: {name} has another shape")
-        optimizer.state[parameter] = {part: tensor.to(parameter.device) for part, tensor in state.items()}
+        optimizer.state[parameter] = {
+            part: tensor.to(parameter.device) if part == "step" else shard_like(tensor, parameter)
+            for part, tensor in state.items()
+        }

@@ -15,7 +15,9 @@ from dmlm.trainer.dataset import DatasetIdentity
 
 FORMAT_VERSION: Final = 1
 SETTINGS_NAME: Final = "dmlm.json"
-_FREE_TO_CHANGE: Final = ("recipe.name", "recipe.save_every_steps", "recipe.log_every_steps")
+_FREE_TO_CHANGE: Final = (
+    *("recipe.name", "recipe.save_every_steps", "recipe.log_every_steps", "recipe.parallel"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

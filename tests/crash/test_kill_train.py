@@ -26,7 +26,7 @@ RECIPE = recipe_from_json(
         ],
         "model": {"num_layers": 1, "width": 32, "num_heads": 2, "dropout": 0.1},
         "sequence": {"max_length": 64, "unit_noise": 0.1},
-        "batch": {"max_tokens": 256, "num_open_rows": 4},
+        "batch": {"max_tokens": 256, "pool_size": 8},
         "save_every_steps": 3,
         "log_every_steps": 1,
     }

@@ -13,8 +13,9 @@ from dmlm.pipeline.samples import Modality, Sample
 from dmlm.trainer.config import Recipe, TrainConfig, recipe_from_json
 from dmlm.trainer.dataset import open_training_data
 from dmlm.trainer.loop import train
-from dmlm.trainer.loss import count_loss_tokens, token_losses, token_weights
-from dmlm.trainer.model import build_model, packed_logits, use_packed_attention
+from dmlm.trainer.loss import count_loss_tokens, token_weights
+from dmlm.trainer.model import build_model
+from dmlm.trainer.packed_forward import PackedModel
 from dmlm.trainer.stream import TokenStream
 from dmlm.trainer.tasks import MODALITIES
 
@@ -56,7 +57,7 @@ def recipe_of(normalise: str) -> Recipe:
             "model": {"num_layers": 2, "width": 32, "num_heads": 2, "dropout": 0.0},
             "sequence": {"max_length": 256},
             "loss": {"normalise": normalise},
-            "batch": {"max_tokens": 1024, "num_open_rows": 1},
+            "batch": {"max_tokens": 1024, "pool_size": 8},
             "optimizer": {"learning_rate": 3.0e-3, "num_warmup_steps": 5},
             "save_every_steps": 40,
             "log_every_steps": 10,
@@ -69,16 +70,14 @@ def gradient_share(shards: Path, recipe: Recipe) -> float:
     data = open_training_data([shards])
     text_dir = data.codebook_dirs[Modality.TEXT]
     model = build_model(recipe.model, data.vocabulary, text_dir=text_dir, max_length=256, seed=0)
-    use_packed_attention(model)
-    batch = TokenStream(data, recipe, seed=0).next_batch()
-    losses = token_losses(packed_logits(model, batch), batch.targets_N)
+    packed = PackedModel(model)
+    (batch,) = TokenStream(data, recipe, seed=0).next_step()
     weights = token_weights(batch, count_loss_tokens([batch]), recipe.loss)
     norms = {}
     for modality in (Modality.TEXT, Modality.SPEECH):
         mine = batch.modality_N == MODALITIES.index(modality)
-        parts = torch.autograd.grad(
-            (losses[mine] * weights[mine]).sum(), list(model.parameters()), retain_graph=True
-        )
+        loss, _ = packed(batch, weights * mine)
+        parts = torch.autograd.grad(loss, list(model.parameters()))
         norms[modality] = torch.cat([part.flatten() for part in parts]).norm().item()
     return norms[Modality.TEXT] / sum(norms.values())
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, NotFiniteError
-from dmlm.trainer import loop
+from dmlm.trainer import step
 from dmlm.trainer.checkpoint import load_checkpoint
 from dmlm.trainer.config import Recipe, TrainConfig, recipe_from_json
 from dmlm.trainer.loop import train
@@ -29,7 +29,7 @@ RECIPE = recipe_from_json(
         ],
         "model": {"num_layers": 1, "width": 32, "num_heads": 2, "dropout": 0.1},
         "sequence": {"max_length": 64, "collapse_runs": True, "unit_noise": 0.1},
-        "batch": {"max_tokens": 128, "num_micro_batches": 2, "num_open_rows": 3},
+        "batch": {"max_tokens": 128, "num_micro_batches": 2, "pool_size": 8},
         "optimizer": {"learning_rate": 5.0e-3, "num_warmup_steps": 3},
         "save_every_steps": 5,
         "log_every_steps": 1,
@@ -64,7 +64,7 @@ class StopAfter:
         return learning_rate(*arguments)  # type: ignore[arg-type]
 
 
-learning_rate = loop.learning_rate
+learning_rate = step.learning_rate
 
 
 @pytest.mark.parametrize("cuts", [(7,), (3, 1, 6), (10,)])
@@ -74,10 +74,10 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_bit(
     whole = replace(config, out_dir=tmp_path / "whole")
     train(whole)
     for cut in cuts:
-        monkeypatch.setattr(loop, "learning_rate", StopAfter(cut))
+        monkeypatch.setattr(step, "learning_rate", StopAfter(cut))
         with pytest.raises(SystemError):
             train(replace(config, resume=True))
-    monkeypatch.setattr(loop, "learning_rate", learning_rate)
+    monkeypatch.setattr(step, "learning_rate", learning_rate)
     report = train(replace(config, resume=True))
     assert report.checkpoint.name == "checkpoint-000012"
     assert losses(config.out_dir) == losses(whole.out_dir)
@@ -184,8 +184,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     updates: list[float] = []
-    monkeypatch.setattr(loop, "clip_gradient", lambda *_: math.nan)
-    monkeypatch.setattr(loop, "update", lambda _, rate: updates.append(rate))
+    monkeypatch.setattr(step, "clip_gradient", lambda *_: torch.tensor(math.nan))
+    monkeypatch.setattr(step, "update", lambda _, rate: updates.append(rate))
     with pytest.raises(NotFiniteError, match="step 1: the gradient is not finite"):
         train(config)
     assert not updates
@@ -197,16 +197,16 @@ def test_a_signal_saves_and_the_run_goes_on_later(
 ) -> None:
     handler = signal.getsignal(number)
 
-    def interrupt(step: int, *arguments: object) -> float:
-        if step == 6:
+    def interrupt(step_number: int, *arguments: object) -> float:
+        if step_number == 6:
             os.kill(os.getpid(), number)
-        return learning_rate(step, *arguments)  # type: ignore[arg-type]
+        return learning_rate(step_number, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "learning_rate", interrupt)
+    monkeypatch.setattr(step, "learning_rate", interrupt)
     with pytest.raises(KeyboardInterrupt, match="checkpoint-000007"):
         train(config)
     assert signal.getsignal(number) is handler
-    monkeypatch.setattr(loop, "learning_rate", learning_rate)
+    monkeypatch.setattr(step, "learning_rate", learning_rate)
     train(replace(config, resume=True))
     assert losses(config.out_dir).keys() == set(range(1, 13))
 

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmlm.trainer import linear_cross_entropy as linear_cross_entropy_module
 from dmlm.trainer.config import LossConfig
-from dmlm.trainer.loss import count_loss_tokens, loss_terms, token_losses, token_weights, weighted_loss
+from dmlm.trainer.linear_cross_entropy import linear_cross_entropy
+from dmlm.trainer.loss import count_loss_tokens, sum_by_modality, token_weights
 from dmlm.trainer.packing import PackedBatch, pack_sequences
 from dmlm.trainer.tasks import MODALITIES, TaskSequence
 
@@ -32,6 +34,15 @@ def batch_of(sequences: Sequence[Sequence[int]], rng: np.random.Generator) -> Pa
             )
             for codes in sequences
         ]
+    )
+
+
+def loss_of_logits(
+    logits: torch.Tensor, batch: PackedBatch, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted loss, and losses of the tokens: a head that is the identity."""
+    return linear_cross_entropy(
+        logits, torch.eye(NUM_IDS, dtype=logits.dtype), None, batch.targets_N, weights
     )
 
 
@@ -83,7 +94,7 @@ def test_loss_equals_a_float64_reference_whatever_the_micro_batches(
     config = LossConfig(normalise=normalise)
     counts = count_loss_tokens(batches)
     loss = sum(
-        weighted_loss(token_losses(logits, batch.targets_N), token_weights(batch, counts, config)).item()
+        loss_of_logits(logits, batch, token_weights(batch, counts, config))[0].item()
         for batch, logits in parts
     )
     assert loss == pytest.approx(reference(parts, normalise), rel=1e-6, abs=1e-6)
@@ -93,15 +104,13 @@ def test_loss_equals_a_float64_reference_whatever_the_micro_batches(
 def test_an_absent_modality_gives_zero_and_no_gradient(normalise: str) -> None:
     batch = batch_of([[0, 0, 0]], np.random.default_rng(0))
     logits = torch.randn(3, NUM_IDS, requires_grad=True)
-    losses = token_losses(logits, batch.targets_N)
     weights = token_weights(batch, count_loss_tokens([batch]), LossConfig(normalise=normalise))
-    loss = weighted_loss(losses, weights)
+    loss, losses = loss_of_logits(logits, batch, weights)
     loss.backward()
     assert math.isfinite(loss.item())
     assert torch.isfinite(logits.grad).all()
-    terms = loss_terms(losses, batch)
-    assert terms.means()[1:].tolist() == [0.0, 0.0]
-    assert terms.num_tokens_M.tolist() == [3, 0, 0]
+    assert sum_by_modality(losses, batch)[1:].tolist() == [0.0, 0.0]
+    assert count_loss_tokens([batch]).num_tokens_M.tolist() == [3, 0, 0]
 
 
 def test_the_weights_are_not_renormalised() -> None:
@@ -118,17 +127,117 @@ def test_a_micro_batch_without_a_modality_does_not_change_its_weight() -> None:
     assert token_weights(batches[1], counts, LossConfig()).tolist() == [0.125]
 
 
-def test_half_precision_logits_lose_nothing_more_in_the_loss() -> None:
-    logits = (torch.randn(50, 2000) * 5).bfloat16()
-    targets = torch.arange(50)
-    expected = torch.tensor(cross_entropies(logits.float(), targets))
-    torch.testing.assert_close(token_losses(logits, targets).double(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_terms_add_up_in_float64() -> None:
+def test_the_sums_of_a_modality_are_made_in_float64() -> None:
     rng = np.random.default_rng(0)
-    batch = batch_of([[0, 1, 2]], rng)
-    big, small = torch.tensor([1e8, 1.0, 1.0]), torch.tensor([1e-3, 2.0, 3.0])
-    total = loss_terms(big, batch) + loss_terms(small, batch)
-    assert total.sums_M.tolist() == pytest.approx([1e8 + 1e-3, 3.0, 4.0], rel=1e-13)
-    assert total.num_tokens_M.tolist() == [2, 2, 2]
+    batch = batch_of([[0, 0, 1, 2]], rng)
+    sums = sum_by_modality(torch.tensor([1e8, 1e-3, 2.0, 3.0]), batch)
+    assert sums.tolist() == pytest.approx([1e8 + 1e-3, 2.0, 3.0], rel=1e-13)
+
+
+class Case:
+    """A head and some tokens, in float64; `plain` is the loss as anyone would write it."""
+
+    def __init__(self, num_tokens: int, *, num_ids: int = 50, bias: bool = True) -> None:
+        torch.manual_seed(num_tokens)
+        self.hidden = torch.randn(num_tokens, 8, dtype=torch.float64) * 3
+        self.weight = torch.randn(num_ids, 8, dtype=torch.float64)
+        self.bias = torch.randn(num_ids, dtype=torch.float64) if bias else None
+        self.targets = torch.randint(0, num_ids, (num_tokens,))
+        self.weights = torch.rand(num_tokens, dtype=torch.float64) / max(num_tokens, 1)
+
+    def leaves(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        given = [tensor for tensor in (self.hidden, self.weight, self.bias) if tensor is not None]
+        return [tensor.to(dtype).requires_grad_() for tensor in given]
+
+    def plain(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        leaves = self.leaves(torch.float64)
+        logits = torch.nn.functional.linear(*leaves)
+        losses = torch.nn.functional.cross_entropy(logits, self.targets, reduction="none")
+        loss = (losses * self.weights).sum()
+        return loss, list(torch.autograd.grad(loss, leaves))
+
+    def chunked(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        leaves = self.leaves(dtype)
+        hidden, weight, bias = (*leaves, None)[:3]
+        loss, _ = linear_cross_entropy(hidden, weight, bias, self.targets, self.weights)
+        return loss, list(torch.autograd.grad(loss, leaves))
+
+
+def assert_close(case: Case, dtype: torch.dtype, tolerance: float) -> None:
+    (expected, expected_gradients), (loss, gradients) = case.plain(), case.chunked(dtype)
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    for gradient, reference_gradient in zip(gradients, expected_gradients, strict=True):
+        error = (gradient.double() - reference_gradient).norm() / reference_gradient.norm()
+        assert error < tolerance
+
+
+@pytest.fixture(params=[1, 7, 10**6])
+def tokens_per_chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """At most so many tokens at a time, of a vocabulary of 50."""
+    monkeypatch.setattr(linear_cross_entropy_module, "CHUNK_LOGITS", 50 * request.param)
+    return request.param
+
+
+@pytest.mark.usefixtures("tokens_per_chunk")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)]
+)
+def test_value_and_gradient_in_chunks_equal_the_plain_ones(
+    bias: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    assert_close(Case(29, bias=bias), dtype, tolerance)
+
+
+@pytest.mark.usefixtures("tokens_per_chunk")
+def test_autocast_keeps_weights_and_softmax_in_float32() -> None:
+    case = Case(29)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(case, torch.float32, 2e-2)
+        assert {gradient.dtype for gradient in case.chunked(torch.float32)[1]} == {torch.float32}
+
+
+def test_no_more_logits_exist_at_once_than_fit_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    linear = torch.nn.functional.linear
+
+    def measure(*tensors: torch.Tensor) -> torch.Tensor:
+        sizes.append(linear(*tensors).numel())
+        return linear(*tensors)
+
+    monkeypatch.setattr(linear_cross_entropy_module, "CHUNK_LOGITS", 240)
+    monkeypatch.setattr(torch.nn.functional, "linear", measure)
+    Case(29).chunked(torch.float32)
+    assert sizes == [200] * 7 + [50]
+
+
+def test_no_token_gives_zero_and_a_gradient_of_zeros() -> None:
+    loss, gradients = Case(0).chunked(torch.float32)
+    assert loss.item() == 0.0
+    assert [tuple(gradient.shape) for gradient in gradients] == [(0, 8), (50, 8), (50,)]
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_a_gradient_from_outside_scales_the_gradient() -> None:
+    case = Case(9)
+    leaves = case.leaves(torch.float64)
+    loss, _ = linear_cross_entropy(*leaves, case.targets, case.weights)
+    gradients = torch.autograd.grad(3 * loss, leaves)
+    for gradient, expected in zip(gradients, case.plain()[1], strict=True):
+        torch.testing.assert_close(gradient, 3 * expected)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    case = Case(9)
+    leaves = case.leaves(torch.float64)
+    loss, _ = linear_cross_entropy(*leaves, case.targets, case.weights)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once only"):
+        loss.backward()
+
+
+def test_losses_of_sure_and_hopeless_tokens_are_finite_and_exact() -> None:
+    logits = torch.tensor([[0.0, 300.0], [300.0, 0.0]])
+    targets = torch.tensor([1, 1])
+    _, losses = linear_cross_entropy(logits, torch.eye(2), None, targets, torch.ones(2).double())
+    assert losses.tolist() == [0.0, 300.0]

@@ -1,0 +1,213 @@
+"""Two processes on gloo, beside one that trains the same alone."""
+
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dmlm.pipeline.samples import Sample
+from dmlm.trainer.checkpoint import load_checkpoint
+from dmlm.trainer.config import TrainConfig, recipe_from_json
+from dmlm.trainer.loop import train
+
+NUM_STEPS = 6
+RECIPE = recipe_from_json(
+    {
+        "name": "recipe",
+        "num_steps": NUM_STEPS,
+        "mix": [
+            {"task": "asr", "weight": 3},
+            {"task": "t2s", "weight": 1},
+            {"task": "i2t", "weight": 1},
+        ],
+        "model": {"architecture": "llama", "num_layers": 2, "width": 32, "num_heads": 2, "dropout": 0.1},
+        "sequence": {"max_length": 64, "unit_noise": 0.1},
+        "batch": {"max_tokens": 128, "num_micro_batches": 4, "pool_size": 8},
+        "optimizer": {"learning_rate": 5.0e-3, "num_warmup_steps": 3},
+        "save_every_steps": 3,
+        "log_every_steps": 1,
+    }
+)
+LAST = f"checkpoint-{NUM_STEPS:06d}"
+SCRIPT = Path(__file__).with_name("rank_process.py")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of all runs."""
+
+    folder: Path
+    shards: Path
+    results: tuple[dict[str, Any], dict[str, Any]]
+    """Of each rank, by name of the check."""
+    outputs: tuple[str, str]
+    """Standard error of each rank, which ends with rank 1 killed."""
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    token_shards: Path, write_shards: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Outcome:
+    folder = tmp_path_factory.mktemp("ranks")
+    train(TrainConfig(shards=(token_shards,), recipe=RECIPE, out_dir=folder / "alone", device="cpu"))
+    (folder / "recipe.yaml").write_text(json.dumps(RECIPE.to_json()))
+    make_infinite(folder / "alone" / LAST, folder / "infinite")
+    sample = Sample(
+        key="only",
+        source="toy",
+        split="train",
+        language="en",
+        speech_tokens=torch.arange(9, dtype=torch.int32).numpy(),
+        text_tokens=torch.arange(100, 104, dtype=torch.int32).numpy(),
+    )
+    one_sample = write_shards(folder / "one_sample", [sample])
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), str(token_shards), str(one_sample)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = tuple(process.communicate(timeout=280)[1] for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    results = tuple(read_results(folder / f"rank{rank}.json", outputs[rank]) for rank in range(2))
+    return Outcome(folder=folder, shards=token_shards, results=results, outputs=outputs)
+
+
+def read_results(path: Path, output: str) -> dict[str, Any]:
+    assert path.is_file(), output
+    return json.loads(path.read_text())
+
+
+def make_infinite(checkpoint: Path, directory: Path) -> None:
+    """A checkpoint whose embedding of one unit is infinite."""
+    shutil.copytree(checkpoint, directory)
+    loaded = load_checkpoint(checkpoint)
+    loaded.model.get_input_embeddings().weight.data[loaded.vocabulary.speech.start + 7] = math.inf
+    loaded.model.save_pretrained(directory)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(run_dir: Path, expected_dir: Path) -> None:
+    """Same global batches, so the same losses but for the order of additions."""
+    lines, expected_lines = metrics(run_dir), metrics(expected_dir)
+    assert [line["step"] for line in lines] == list(range(1, NUM_STEPS + 1))
+    for line, expected in zip(lines, expected_lines, strict=True):
+        for name in ("loss", "gradient_norm", "loss_by_modality"):
+            assert line[name] == pytest.approx(expected[name], rel=1e-5), (line["step"], name)
+        for name in ("num_tokens", "num_sequences", "fill", "share_by_task", "share_by_modality"):
+            assert line[name] == expected[name], (line["step"], name)
+    name = f"{LAST}/model.safetensors"
+    weights, expected_weights = load_file(run_dir / name), load_file(expected_dir / name)
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected_weights[name], rtol=1e-3, atol=1e-5)
+
+
+def test_ddp_on_two_ranks_equals_one_process(outcome: Outcome) -> None:
+    assert_same_run(outcome.folder / "ddp", outcome.folder / "alone")
+
+
+def test_fsdp2_cut_and_resumed_equals_one_process(outcome: Outcome) -> None:
+    assert [result["cut"]["message"] for result in outcome.results] == ["power cut"] * 2
+    assert [result["fsdp2"]["checkpoint"] for result in outcome.results] == [LAST] * 2
+    assert_same_run(outcome.folder / "fsdp2", outcome.folder / "alone")
+
+
+def test_one_process_goes_on_where_two_stopped(outcome: Outcome, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(outcome.folder / "fsdp2", run_dir)
+    shutil.rmtree(run_dir / LAST)
+    train(TrainConfig(shards=(outcome.shards,), recipe=RECIPE, out_dir=run_dir, device="cpu", resume=True))
+    assert_same_run(run_dir, outcome.folder / "alone")
+
+
+def test_a_checkpoint_of_shards_is_a_whole_model(outcome: Outcome) -> None:
+    model = load_checkpoint(outcome.folder / "fsdp2" / LAST).model
+    tokens = torch.arange(6)[None]
+    assert model(input_ids=tokens, labels=tokens).loss.isfinite()
+
+
+def test_the_first_rank_alone_writes_the_log(outcome: Outcome) -> None:
+    first, second = outcome.results
+    assert first["ddp"]["total"]["num_tokens"] == sum(
+        line["num_tokens"] for line in metrics(outcome.folder / "ddp")
+    )
+    assert second["ddp"]["total"] is None
+    assert "2 × cpu" in outcome.outputs[0]
+    assert "tokens/s" not in outcome.outputs[1]
+
+
+def test_one_sample_in_two_shards_is_enough_for_two_ranks(outcome: Outcome) -> None:
+    assert [result["uneven"]["checkpoint"] for result in outcome.results] == ["checkpoint-000002"] * 2
+
+
+def test_rows_that_cannot_be_shared_evenly_are_refused(outcome: Outcome) -> None:
+    for result in outcome.results:
+        assert result["odd"]["error"] == "ConfigError"
+        assert "num_micro_batches 3" in result["odd"]["message"]
+
+
+def test_a_signal_to_one_rank_saves_and_stops_all(outcome: Outcome) -> None:
+    for result in outcome.results:
+        assert result["stopped"]["error"] == "KeyboardInterrupt"
+        assert "stopped and saved" in result["stopped"]["message"]
+        assert "checkpoint-000002" in result["stopped"]["message"]
+    assert (outcome.folder / "stopped" / "checkpoint-000002" / "DONE").is_file()
+
+
+def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(outcome: Outcome) -> None:
+    messages = [result["broken"]["message"] for result in outcome.results]
+    assert [result["broken"]["error"] for result in outcome.results] == ["NotFiniteError"] * 2
+    assert all("step 1: the loss is not finite" in message for message in messages)
+    assert any("utterance-" in message for message in messages)
+    assert not list((outcome.folder / "broken").glob("checkpoint-*"))
+
+
+def test_a_rank_that_dies_is_seen_at_once(outcome: Outcome) -> None:
+    assert "RankError: rank 0: another rank ended" in outcome.outputs[0]
+    assert json.loads((outcome.folder / "seconds.json").read_text()) < 10
+
+
+def test_torchrun_runs_the_command(token_shards: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, num_steps=2, parallel="fsdp2")
+    (tmp_path / "tiny.yaml").write_text(json.dumps(recipe.to_json()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--no-python", str(Path(sys.executable).with_name("dmlm-cli")), "train"]
+    command += ["--shards", str(token_shards), "--recipe", str(tmp_path / "tiny.yaml"), "--device", "cpu"]
+    result = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=280
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("trained 2 steps") == 1
+    assert (tmp_path / "run" / "checkpoint-000002" / "DONE").is_file()

@@ -1,0 +1,178 @@
+"""Several processes as one: who they are, how their gradients become one sum, how whole tensors come back.
+
+`torchrun` starts one process per device. The loss of a rank is its share of a sum (loss.py), so gradients are
+summed over ranks, never averaged.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dmlm.pipeline.errors import RankError
+from dmlm.trainer.packed_forward import PackedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TIMEOUT: Final = timedelta(minutes=5)
+"""How long a rank waits for another one that lives; one that died is seen at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """The processes that train together, seen from one of them."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """On this machine; the number of its GPU."""
+    joined: bool = False
+    """Whether a process group was started; without one there is one rank."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what all have in common."""
+        return self.rank == 0
+
+    def device_name(self, name: str) -> str:
+        """`name` with the number of this rank's GPU where it stands for any GPU."""
+        wants_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+        return f"cuda:{self.local_rank}" if self.joined and wants_gpu else name
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum of the ranks' tensors, on every rank."""
+        if self.joined:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait_for_all(self) -> None:
+        """Returns when every rank is here."""
+        if self.joined:
+            dist.barrier()
+
+
+ALONE: Final = Ranks()
+
+
+@contextmanager
+def join_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
+    """Joins the processes that `torchrun` started with this environment; alone there is nothing to join.
+
+    Raises:
+        RankError: Another rank died or does not answer.
+    """
+    if "RANK" not in environment:
+        yield ALONE
+        return
+    rank, world_size, local_rank = (int(environment[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(timeout=TIMEOUT)
+    try:
+        with _lost_ranks_named(rank):
+            yield Ranks(rank=rank, world_size=world_size, local_rank=local_rank, joined=True)
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _lost_ranks_named(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo has no class of its own for this.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[-1].split(". ")[0]
+        raise RankError(
+            f"rank {rank}: another rank ended or does not answer ({reason}); "
+            "look at its output, then go on with --resume"
+        ) from error
+
+
+def spread(model: PackedModel, ranks: Ranks, parallel: Literal["ddp", "fsdp2"]) -> nn.Module:
+    """The model as the ranks run it together; its gradients are sums over all of them.
+
+    With `fsdp2`, the parameters of `model` become shards, in place.
+    """
+    if not ranks.joined:
+        return model
+    if parallel == "ddp":
+        replica = nn.parallel.DistributedDataParallel(model)
+        replica.register_comm_hook(None, _sum_gradients)
+        return replica
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # Layers give views, which nothing changes in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(next(model.parameters()).device.type, (ranks.world_size,))
+    layers = [m for m in model.modules() if type(m).__name__ in (model.model._no_split_modules or ())]
+    for module in (*layers, model):
+        sharded = fully_shard(module, mesh=mesh)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+def _sum_gradients(
+    state: None,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
+    return summed
+
+
+@contextmanager
+def gradients_kept_back(model: nn.Module, keep_back: bool) -> Iterator[None]:
+    """If `keep_back`, gradients of the pass inside are added up here and summed over ranks in a later one."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not keep_back)
+    if isinstance(model, nn.parallel.DistributedDataParallel) and keep_back:
+        with model.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each rank may have a shard; every rank has to ask for it."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's part of `whole`, laid out as `parameter` is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    whole = whole.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return whole
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def whole_model(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model, or a whole copy in main memory if its parameters are shards; every rank must ask for it."""
+    from torch.distributed.tensor import DTensor
+
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return model
+    weights = {name: whole_tensor(tensor).cpu() for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        copy = type(model)(deepcopy(model.config))
+    copy.load_state_dict(weights, assign=True)
+    copy.tie_weights()
+    copy.generation_config = model.generation_config
+    return copy

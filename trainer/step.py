@@ -1,0 +1,159 @@
+"""One optimizer step: packed rows of this rank -> gradients summed over rows and ranks -> update.
+
+The processor reads one small tensor per step, behind the backward passes and before the update. It holds all
+figures of the step over all ranks, so every rank comes to the same decision: go on, stop and save, or fail.
+
+Suffixes: M modality.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dmlm.pipeline.errors import NotFiniteError
+from dmlm.pipeline.randomness import generator_for
+from dmlm.trainer.config import Recipe
+from dmlm.trainer.distributed import Ranks, gradients_kept_back, spread
+from dmlm.trainer.loss import NUM_MODALITIES, LossCounts, count_loss_tokens, sum_by_modality, token_weights
+from dmlm.trainer.optim import build_optimizer, clip_gradient, learning_rate, update
+from dmlm.trainer.packed_forward import PackedModel
+from dmlm.trainer.packing import PackedBatch
+from dmlm.trainer.tasks import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NUM_NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepResult:
+    """Figures of one optimizer step, over all ranks."""
+
+    loss: float
+    sums_M: npt.NDArray[np.float64]
+    """Cross-entropies of each modality, in nats."""
+    num_tokens_M: npt.NDArray[np.int64]
+    """Tokens that carry loss."""
+    tokens_by_task: Mapping[str, int]
+    """All tokens."""
+    num_sequences: int
+    num_rows: int
+    learning_rate: float
+    gradient_norm: float
+    """Before clipping."""
+    is_stopping: bool
+    """Whether some rank was asked to stop."""
+
+
+class TrainStep:
+    """Takes the optimizer steps of a run; `torchrun` may have spread it over ranks."""
+
+    def __init__(self, model: "PreTrainedModel", recipe: Recipe, seed: int, ranks: Ranks) -> None:
+        self._recipe, self._seed, self._ranks, self._model = recipe, seed, ranks, model
+        self._packed = spread(PackedModel(model), ranks, recipe.parallel)
+        self._device = next(model.parameters()).device
+        self.optimizer = build_optimizer(model, recipe.optimizer)
+
+    def __call__(
+        self, number: int, batches: Sequence[PackedBatch], is_asked_to_stop: Callable[[], bool]
+    ) -> StepResult:
+        """Takes step `number`, counted from 0, on this rank's micro-batches.
+
+        Raises:
+            NotFiniteError: The loss or the gradient is NaN or infinite on some rank; nothing was updated.
+        """
+        content = self._ranks.sum(_content_of(batches).to(self._device, non_blocking=True))
+        batches = [batch.to(self._device) for batch in batches]
+        counts = LossCounts(content[:NUM_MODALITIES], content[NUM_MODALITIES])
+        sums, losses = self._run(number, batches, counts)
+        norm = clip_gradient(self._model, self._recipe.optimizer.max_gradient_norm)
+        rate = learning_rate(number, self._recipe.num_steps, self._recipe.optimizer)
+        sums[-1] = is_asked_to_stop()
+        result = self._read(norm, self._ranks.sum(sums), content, rate)
+        self._check_finite(number, result, batches, losses)
+        update(self.optimizer, rate)
+        return result
+
+    def _run(
+        self, number: int, batches: Sequence[PackedBatch], counts: LossCounts
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Forward and backward passes.
+
+        Returns:
+            The loss, the sums of each modality and a free place, in one tensor; the losses of every token.
+        """
+        sums, losses = torch.zeros(NUM_MODALITIES + 2, dtype=torch.float64, device=self._device), []
+        for index, batch in enumerate(batches):
+            # Dropout follows from step and micro-batch alone: no generator has to be saved, and micro-batches
+            # may move to another rank.
+            place = index * self._ranks.world_size + self._ranks.rank
+            torch.manual_seed(int(generator_for(self._seed, "step", number, place).integers(2**63)))
+            weights_N = token_weights(batch, counts, self._recipe.loss)
+            with gradients_kept_back(self._packed, index < len(batches) - 1):
+                loss, losses_N = self._packed(batch, weights_N)
+                loss.backward()
+            sums[0] += loss.detach()
+            sums[1:-1] += sum_by_modality(losses_N, batch)
+            losses.append(losses_N)
+        return sums, losses
+
+    def _read(self, norm: Tensor, sums: Tensor, content: Tensor, rate: float) -> StepResult:
+        # The one place where the processor waits for the device.
+        figures = torch.cat([norm.double()[None], sums, content]).tolist()
+        gradient_norm, loss, *sums_M, num_stopping = figures[: NUM_MODALITIES + 3]
+        *num_tokens_M, num_sequences = figures[NUM_MODALITIES + 3 :][: NUM_MODALITIES + 1]
+        tokens_by_task = figures[-len(TASKS) :]
+        return StepResult(
+            loss=loss,
+            sums_M=np.array(sums_M),
+            num_tokens_M=np.array(num_tokens_M, np.int64),
+            tokens_by_task={task: int(n) for task, n in zip(TASKS, tokens_by_task, strict=True)},
+            num_sequences=int(num_sequences),
+            num_rows=self._recipe.batch.num_micro_batches,
+            learning_rate=rate,
+            gradient_norm=gradient_norm,
+            is_stopping=num_stopping > 0,
+        )
+
+    def _check_finite(
+        self, number: int, result: StepResult, batches: Sequence[PackedBatch], losses: Sequence[Tensor]
+    ) -> None:
+        if not math.isfinite(result.loss):
+            what, keys = "loss", _keys_of_bad_losses(batches, losses)
+        elif not math.isfinite(result.gradient_norm):
+            what, keys = "gradient", [key for batch in batches for key in batch.keys]
+        else:
+            return
+        more = f" and {len(keys) - NUM_NAMED} more" if len(keys) > NUM_NAMED else ""
+        named = ", ".join(keys[:NUM_NAMED]) or "on another rank"
+        raise NotFiniteError(
+            f"step {number + 1}: the {what} is not finite: {named}{more}; "
+            "lower the learning rate, or look at these samples"
+        )
+
+
+def _content_of(batches: Sequence[PackedBatch]) -> Tensor:
+    """Tokens with loss by modality, sequences, and tokens by task, as one vector."""
+    counts = count_loss_tokens(batches)
+    tokens_by_task: Counter[str] = Counter()
+    for batch in batches:
+        for task, length in zip(batch.tasks, batch.lengths, strict=True):
+            tokens_by_task[task] += length
+    by_task = torch.tensor([tokens_by_task[task] for task in TASKS])
+    return torch.cat([counts.num_tokens_M, counts.num_sequences[None], by_task])
+
+
+def _keys_of_bad_losses(batches: Sequence[PackedBatch], losses: Sequence[Tensor]) -> list[str]:
+    keys = []
+    for batch, losses_N in zip(batches, losses, strict=True):
+        numbers = batch.sequence_N[~torch.isfinite(losses_N)].tolist()
+        keys += [batch.keys[number] for number in sorted(set(numbers))]
+    return keys
