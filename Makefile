@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test lint types unit clean
+.PHONY: help install demo bench test lint types unit clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -27,6 +27,12 @@ $(INSTALLED): setup.cfg pyproject.toml requirements-weights.txt
 
 demo: $(INSTALLED) ## sample corpora -> codebook -> shards -> trained model -> word error rate
 	$(BIN)/dmlm-cli demo --out $(OUT)
+
+# The reference package asks for mypy, pytest and torchvision, which its encoder does not need.
+bench: $(INSTALLED) ## every stage beside what one would use instead -> benchmarks/RESULTS.md
+	$(BIN)/pip install -q -e ".[$(FAISS),bench]"
+	$(BIN)/pip install -q --no-deps dall-e==0.1
+	$(BIN)/python benchmarks/run_all.py
 
 test: lint types unit ## everything CI checks
 

@@ -47,28 +47,34 @@ class Row:
         print(json.dumps({content.pop("name"): content}))
         peers = ", ".join(f"{name} {value:.4g}" for name, value in self.peers.items())
         target = "" if self.target is None else f" (target {self.target:g})"
-        details = "; ".join(
-            f"{name.replace('_', ' ')} {_short(value)}" for name, value in self.details.items()
-        )
+        details = describe(self.details)
         values = f"dmlm {self.dmlm:.4g}, {peers} {self.unit}: {self.ratio:.2f} x{target}"
         print(f"{self.name}. {self.title}: {values}{'; ' if details else ''}{details}", flush=True)
 
 
 def time_sides(sides: Mapping[str, Callable[[], object]], num_rounds: int) -> dict[str, float]:
-    """Median seconds of each side; the sides take turns in every round, and a first round warms up."""
+    """Median seconds of each side; the sides take turns in every round, and a first round warms up.
+
+    Without any round the seconds are those of the warm-up.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(num_rounds + 1):
         for name, run in sides.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {name: statistics.median(values[1:] or values) for name, values in seconds.items()}
 
 
 def make_sgemm() -> Callable[[], object]:
     """A side of one bare float32 matrix product, of `SGEMM_OPERATIONS`."""
     left, right = torch.randn(2, SGEMM_SIZE, SGEMM_SIZE)
     return lambda: left @ right
+
+
+def describe(details: Mapping[str, Any]) -> str:
+    """Details of a row for people."""
+    return "; ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in details.items())
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,14 @@
+import pytest
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_row_b_compares_fits_of_equal_inertia(run_benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn", reason="needs `pip install scikit-learn`")
+    monkeypatch.delenv("DMLM_REAL_DATA", raising=False)
+    sizes = ("--vectors", "1500", "--clusters", "8")
+    rows = run_benchmark("kmeans", *sizes, "--rounds", "0", "--threads", "1")
+    assert list(rows) == ["B-lloyd", "B-minibatch", "B-assign", "B-stream"]
+    lloyd = rows["B-lloyd"]
+    assert lloyd["details"]["inertia"] <= lloyd["details"]["target_inertia"]
+    assert lloyd["ratio"] == pytest.approx(min(lloyd["peers"].values()) / lloyd["dmlm"])
+    assert rows["B-stream"]["ratio"] > 0.95
