@@ -155,6 +155,8 @@ def decode_sample(tar: memoryview, spans: Mapping[str, Span]) -> Sample:
 
 
 def _decode_json(payload: bytes) -> dict[str, Any]:
+    if len(payload) > MAX_JSON_BYTES:
+        raise ShardCorruptError(f"sample json of {len(payload)} bytes, limit {MAX_JSON_BYTES}")
     try:
         content = json.loads(payload, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

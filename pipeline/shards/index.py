@@ -24,6 +24,8 @@ from dmlm.pipeline.text_rules import text_hash
 from dmlm.pipeline.vocabulary import Vocabulary
 
 FOOTER_KEY: Final = b"dmlm"
+MIN_SAMPLE_BYTES: Final = 1024
+"""Of a tar: header and block of the json. What claims more samples is refused before it unfolds."""
 _COPIED_FIELDS: Final = ("text", "language", "translation", "translation_language", "speaker", "image_id")
 
 
@@ -155,10 +157,12 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> tuple[pa.Tab
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
+            if not schema.equals(SCHEMA):
+                raise ShardCorruptError("columns differ from this version's")
+            footer = ShardFooter.from_json(json.loads((schema.metadata or {})[FOOTER_KEY]))
+            if file.metadata.num_rows * MIN_SAMPLE_BYTES > footer.tar_bytes:
+                raise ShardCorruptError(f"{file.metadata.num_rows} samples in {footer.tar_bytes} bytes of tar")
             table = file.read(columns, use_threads=False)
-        footer = ShardFooter.from_json(json.loads((schema.metadata or {})[FOOTER_KEY]))
     except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException, CorruptInputError) as error:
         raise ShardCorruptError(f"{path.name}: not an index of dmlm: {error}") from error
-    if not schema.equals(SCHEMA):
-        raise ShardCorruptError(f"{path.name}: columns differ from this version's")
     return table, footer

@@ -241,6 +241,7 @@ def fewer_samples(directory: Path) -> None:
         (edit_index(set_column("text", "other words")), "x-000001.parquet: its rows differ"),
         (edit_index(lambda table: table.slice(1)), "x-000001.parquet: its rows differ"),
         (edit_index(lambda table: table.drop_columns(["split"])), "columns differ"),
+        (edit_index(lambda table: pa.concat_tables([table] * 1000)), r"000 samples in \d+ bytes of tar"),
         (rewrite_shard(make_samples(1, 3)), "says"),
         (rewrite_shard(make_samples(0)), "key occurs twice"),
         (widen_ids, r"ids must be in \[0, 16\)"),
