@@ -160,8 +160,9 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> tuple[pa.Tab
             if not schema.equals(SCHEMA):
                 raise ShardCorruptError("columns differ from this version's")
             footer = ShardFooter.from_json(json.loads((schema.metadata or {})[FOOTER_KEY]))
-            if file.metadata.num_rows * MIN_SAMPLE_BYTES > footer.tar_bytes:
-                raise ShardCorruptError(f"{file.metadata.num_rows} samples in {footer.tar_bytes} bytes of tar")
+            num_rows = file.metadata.num_rows
+            if num_rows * MIN_SAMPLE_BYTES > footer.tar_bytes:
+                raise ShardCorruptError(f"{num_rows} samples in {footer.tar_bytes} bytes of tar")
             table = file.read(columns, use_threads=False)
     except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException, CorruptInputError) as error:
         raise ShardCorruptError(f"{path.name}: not an index of dmlm: {error}") from error
