@@ -2,14 +2,23 @@
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 RunBenchmark = Callable[..., dict[str, dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True)
+def keep_num_threads() -> Iterator[None]:
+    """Benchmarks choose their threads; what other tests compute depends on theirs, by rounding."""
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture

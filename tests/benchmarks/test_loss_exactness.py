@@ -18,4 +18,5 @@ def test_value_and_gradient_on_two_ranks_equal_the_float64_reference(
     for numbers in errors:
         assert max(numbers[:4]) < 1e-5  # float32
         assert max(numbers[4:]) < 1e-12  # float64
-    assert min(float(number) for number in re.findall(r"\de[+-]\d+", comparison)) > 1e-2
+    # A mean of means is another loss: far beyond float32's rounding.
+    assert min(float(number) for number in re.findall(r"\de[+-]\d+", comparison)) > 1e-4
