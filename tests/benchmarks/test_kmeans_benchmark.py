@@ -1,7 +1,7 @@
 import pytest
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_row_b_compares_fits_of_equal_inertia(run_benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn", reason="needs `pip install scikit-learn`")
     monkeypatch.delenv("DMLM_REAL_DATA", raising=False)
