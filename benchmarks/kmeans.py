@@ -216,7 +216,7 @@ def _report_stream(task: Task) -> None:
         dmlm=task.inertia(codebook.centroids_KD),
         peers={"all vectors in memory": task.inertia(task.cluster(PASSES[-1]))},
         unit="",
-        target=0.98,
+        target=None,
         smaller_is_better=True,
         details={"kept": codebook.statistics.num_kept},
     ).print()

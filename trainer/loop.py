@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -127,7 +127,10 @@ class _Run:
         recipe = self._recipe
         log = self._open_log() if self._ranks.is_first else None
         on_gpu = self._model.device.type == "cuda"
-        with Prefetcher(self._stream, pin_memory=on_gpu) as stream, self._hash_shards() as hasher:
+        with (
+            closing(Prefetcher(self._stream, pin_memory=on_gpu)) as stream,
+            closing(self._hash_shards()) as hasher,
+        ):
             while self._num_done < recipe.num_steps:
                 hasher.check()
                 result = self._step(self._num_done, stream.next_step(), is_asked_to_stop)

@@ -3,8 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from dmlm.trainer.packing import PackedBatch
 from dmlm.trainer.stream import TokenStream
@@ -31,17 +30,6 @@ class Prefetcher:
         self._steps: deque[Future[tuple[list[PackedBatch], Mapping[str, Any]]]] = deque()
         for _ in range(NUM_STEPS_AHEAD):
             self._steps.append(self._thread.submit(self._build))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def next_step(self) -> list[PackedBatch]:
         """Micro-batches of this rank for the next optimizer step.

@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from dmlm.pipeline.errors import ShardCorruptError
 from dmlm.pipeline.storage import sha256_file, write_json
@@ -30,17 +29,6 @@ class ShardHasher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dmlm-hash")
         unknown = [file for file in files if _describe(file) not in self._known]
         self._waiting: deque[Future[str]] = deque(self._thread.submit(_hash, file) for file in unknown)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def check(self) -> None:
         """Looks at what has been hashed since the last call; never waits.

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def prefetch_threads() -> list[threading.Thread]:
 
 def test_prefetched_steps_and_states_are_those_of_the_stream(token_shards: Path) -> None:
     stream = open_stream(token_shards)
-    with Prefetcher(open_stream(token_shards)) as prefetched:
+    with closing(Prefetcher(open_stream(token_shards))) as prefetched:
         assert prefetched.state() == stream.state()
         for _ in range(40):
             assert content(prefetched.next_step()) == content(stream.next_step())
@@ -48,7 +49,7 @@ def test_prefetched_steps_and_states_are_those_of_the_stream(token_shards: Path)
 
 
 def test_a_restored_stream_repeats_what_was_built_and_not_taken(token_shards: Path) -> None:
-    with Prefetcher(open_stream(token_shards)) as prefetched:
+    with closing(Prefetcher(open_stream(token_shards))) as prefetched:
         for _ in range(3):
             prefetched.next_step()
         time.sleep(0.05)  # the thread is ahead by now
@@ -56,7 +57,7 @@ def test_a_restored_stream_repeats_what_was_built_and_not_taken(token_shards: Pa
         expected = [content(prefetched.next_step()) for _ in range(20)]
     stream = open_stream(token_shards)
     stream.restore(state)
-    with Prefetcher(stream) as prefetched:
+    with closing(Prefetcher(stream)) as prefetched:
         assert [content(prefetched.next_step()) for _ in range(20)] == expected
 
 
@@ -65,7 +66,7 @@ def test_a_damaged_shard_is_named_where_the_step_is_taken(token_shards: Path, tm
     tar = tmp_path / "toy" / "toy-000000.tar"
     tar.write_bytes(tar.read_bytes().replace(b"NUMPY", b"numpy"))
     with (
-        Prefetcher(open_stream(tmp_path / "toy")) as prefetched,
+        closing(Prefetcher(open_stream(tmp_path / "toy"))) as prefetched,
         pytest.raises(ShardCorruptError, match=r"toy-000000\.tar: row \d+: \w+: not an npy array"),
     ):
         [prefetched.next_step() for _ in range(100)]
@@ -74,7 +75,7 @@ def test_a_damaged_shard_is_named_where_the_step_is_taken(token_shards: Path, tm
 
 def test_the_thread_ends_when_the_loop_does_and_never_runs_far_ahead(token_shards: Path) -> None:
     stream = open_stream(token_shards)
-    with Prefetcher(stream) as prefetched:
+    with closing(Prefetcher(stream)) as prefetched:
         prefetched.next_step()
         deadline = time.monotonic() + 10
         while stream.state()["num_steps"] < 3 and time.monotonic() < deadline:

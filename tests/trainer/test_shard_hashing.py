@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def flip_a_bit(tar: Path) -> None:
 
 def check_all(shards: Path, run_dir: Path) -> set[str]:
     """What is remembered once everything was hashed."""
-    with ShardHasher(open_data(shards).files, run_dir) as hasher:
+    with closing(ShardHasher(open_data(shards).files, run_dir)) as hasher:
         deadline = time.monotonic() + 20
         while hasher._waiting and time.monotonic() < deadline:
             hasher.check()
@@ -44,7 +45,7 @@ def check_all(shards: Path, run_dir: Path) -> set[str]:
 def test_whole_shards_are_remembered_and_not_hashed_again(shards: Path, tmp_path: Path) -> None:
     memory = check_all(shards, tmp_path)
     assert len(memory) == 2
-    with ShardHasher(open_data(shards).files, tmp_path) as hasher:
+    with closing(ShardHasher(open_data(shards).files, tmp_path)) as hasher:
         assert not hasher._waiting
     assert str(tmp_path) not in (tmp_path / MEMORY_NAME).read_text()
 
