@@ -9,6 +9,7 @@ with their own date and machine.
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from results import describe_machine, describe_versions, render_results
 from dmlm.pipeline.storage import write_bytes, write_json
 
 FOLDER = Path(__file__).parent
+WAITING = {"OMP_WAIT_POLICY": "passive"}
+"""torch, FAISS and scikit-learn bring a pool of threads each; one that has nothing to do must not spin."""
 
 Results = dict[str, dict[str, Any]]
 
@@ -85,7 +88,9 @@ def run_script(script: Script) -> tuple[Results, int]:
     """Rows that a script printed, and its exit code; what it prints for people goes on to the terminal."""
     command = [sys.executable, str(FOLDER / f"{script.name}.py")]
     rows: Results = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **WAITING}
+    ) as process:
         for line in process.stdout or ():
             if line.startswith("{"):
                 rows |= json.loads(line)

@@ -33,23 +33,24 @@ def cluster(
     rng: np.random.Generator,
     *,
     search: Search = search_with_torch,
-    max_passes: int = MAX_PASSES,
+    max_passes: int | None = None,
 ) -> torch.Tensor:
     """Centroids [K, D] of at least K finite vectors [F, D], on their device; given `rng`, always the same.
 
-    With one thread of the CPU they are the same bytewise. Beside the vectors memory is that of three
-    sets of centroids and of a permutation.
+    `max_passes`, those over parts included, ends it before it has converged. With one thread of the CPU
+    the centroids are the same bytewise. Beside the vectors memory is that of three sets of centroids and
+    of a permutation.
     """
     order_F = torch.from_numpy(rng.permutation(len(vectors_FD)))
     centroids_KD = vectors_FD[order_F[:num_clusters]]
-    for size in _part_sizes(len(vectors_FD), num_clusters):
+    sizes = [s for s in _part_sizes(len(vectors_FD), num_clusters) for _ in range(PASSES_PER_PART)]
+    for size in sizes[:max_passes]:
         rows_F = order_F[:size]
-        for _ in range(PASSES_PER_PART):
-            found = assign(vectors_FD, centroids_KD, search, rows_F)
-            centroids_KD = move(centroids_KD, found)
-            exchange(vectors_FD, centroids_KD, found, rng, rows_F)
+        found = assign(vectors_FD, centroids_KD, search, rows_F)
+        centroids_KD = move(centroids_KD, found)
+        exchange(vectors_FD, centroids_KD, found, rng, rows_F)
     last = float("inf")
-    for _ in range(max_passes):
+    for _ in range(MAX_PASSES if max_passes is None else max_passes - len(sizes)):
         found = assign(vectors_FD, centroids_KD, search)
         centroids_KD = move(centroids_KD, found)
         num_moved = exchange(vectors_FD, centroids_KD, found, rng) if (found.counts_K == 0).any() else 0
