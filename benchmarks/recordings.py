@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_waveform
+from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance
 from dmlm.pipeline.samples import Utterance, Waveform
 from dmlm.pipeline.sources import open_source
 
@@ -41,7 +41,7 @@ def open_recordings(name: str, limit: int, scratch: Path) -> list[Utterance]:
     if has_real and name in SPLITS:
         items = [item for item in _iter_real(name, root) if _seconds(item) <= MAX_SECONDS]
         return [items[index] for index in _spread(len(items), limit)]
-    speech = [_load(item) for item in _iter_real("ami", root)] if has_real else list(_speak())
+    speech = [load_utterance(item) for item in _iter_real("ami", root)] if has_real else list(_speak())
     return list(_cut(name, np.concatenate(speech), limit, scratch))
 
 
@@ -59,10 +59,6 @@ def _seconds(item: Utterance) -> float:
 
 def _spread(num_items: int, limit: int) -> Sequence[int]:
     return np.linspace(0, num_items - 1, min(limit, num_items)).round().astype(int).tolist()
-
-
-def _load(item: Utterance) -> Waveform:
-    return load_waveform(item.audio_path, item.start_seconds, item.end_seconds)
 
 
 def _speak() -> Iterator[Waveform]:

@@ -24,7 +24,7 @@ from rows import SGEMM_OPERATIONS, Row, make_sgemm, time_sides
 from whisper.audio import HOP_LENGTH, log_mel_spectrogram, pad_or_trim
 from whisper.model import AudioEncoder
 
-from dmlm.pipeline.audio import load_waveform
+from dmlm.pipeline.audio import load_utterance
 from dmlm.pipeline.codebook import Codebook
 from dmlm.pipeline.codebook_fitting import fit_codebook
 from dmlm.pipeline.converters.whisper import WhisperEncoderWeights, load_whisper_weights
@@ -115,7 +115,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _compare(name: str, weights: WhisperEncoderWeights, options: argparse.Namespace, scratch: Path) -> None:
     items = open_recordings(name, options.limit, scratch)
-    waveforms = [_load(item) for item in items]
+    waveforms = [load_utterance(item) for item in items]
     codebook = _fit(weights, waveforms, options.clusters)
     exact, tokenizer = _open(WindowMode.EXACT, weights, codebook, items, scratch)
     loops = {window: Loop(weights, codebook, window) for window in WindowMode}
@@ -123,14 +123,14 @@ def _compare(name: str, weights: WhisperEncoderWeights, options: argparse.Namesp
     units: dict[str, list[TokenArray]] = {}
 
     def run_loop(window: WindowMode) -> None:
-        units[f"{window} loop"] = [loops[window](_load(item)) for item in items]
+        units[f"{window} loop"] = [loops[window](load_utterance(item)) for item in items]
 
     runs: dict[str, Callable[[], object]] = {
         "exact": lambda: units.update({"exact": exact()}),
         "exact loop": lambda: run_loop(WindowMode.EXACT),
         "padded loop": lambda: run_loop(WindowMode.PADDED),
         "encode": lambda: list(tokenizer.encode(waveforms)),
-        "decode": lambda: [_load(item) for item in items],
+        "decode": lambda: [load_utterance(item) for item in items],
         "write": lambda: exact.write(samples),
         "sgemm": make_sgemm(),
     }
@@ -139,10 +139,6 @@ def _compare(name: str, weights: WhisperEncoderWeights, options: argparse.Namesp
         runs["padded"] = lambda: units.update({"padded": padded()})
     seconds = time_sides(runs, options.rounds)
     _report(name, weights, waveforms, seconds, units)
-
-
-def _load(item: Utterance) -> Waveform:
-    return load_waveform(item.audio_path, item.start_seconds, item.end_seconds)
 
 
 def _fit(weights: WhisperEncoderWeights, waveforms: Sequence[Waveform], num_clusters: int) -> Codebook:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dmlm.pipeline.errors import AudioError
-from dmlm.pipeline.samples import Waveform
+from dmlm.pipeline.samples import Utterance, Waveform
 
 SAMPLING_RATE_HZ = 16_000
 """Rate that every speech tokenizer here works at."""
@@ -64,6 +64,17 @@ def load_waveform(
     if waveform.size < sampling_rate_hz // FRAMES_PER_SECOND:
         raise AudioError(f"{path}: {(stop - start) / rate_hz:.4f} s of audio, less than one frame of 10 ms")
     return waveform
+
+
+def load_utterance(utterance: Utterance, sampling_rate_hz: int = SAMPLING_RATE_HZ) -> Waveform:
+    """Mono float32 samples of an utterance at its speed.
+
+    Raises:
+        AudioError: As `load_waveform`.
+    """
+    # More samples than the rate asks for, played at that rate, are slower speech.
+    rate_hz = round(sampling_rate_hz / utterance.speed)
+    return load_waveform(utterance.audio_path, utterance.start_seconds, utterance.end_seconds, rate_hz)
 
 
 def recording_seconds(path: Path) -> float:

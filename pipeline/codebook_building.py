@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_waveform
+from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance
 from dmlm.pipeline.codebook import Codebook, FitStatistics, load_codebook
 from dmlm.pipeline.codebook_config import KMEANS, BuildCodebookConfig, check_config, num_bpe_entries
 from dmlm.pipeline.codebook_fitting import FitMode, fit_codebook
@@ -209,15 +209,11 @@ def _fit_speech(config: BuildCodebookConfig, sample: CorpusSample, left_out: lis
 
 def _draw_waveforms(sample: CorpusSample, audio_seconds: float, left_out: list[str]) -> Iterator[Waveform]:
     for utterances, budget_seconds in sample.speech_budgets(audio_seconds):
-        for waveform in _readable(utterances, _load_speech, left_out):
+        for waveform in _readable(utterances, load_utterance, left_out):
             yield waveform
             budget_seconds -= len(waveform) / SAMPLING_RATE_HZ
             if budget_seconds <= 0:
                 break
-
-
-def _load_speech(utterance: Utterance) -> Waveform:
-    return load_waveform(utterance.audio_path, utterance.start_seconds, utterance.end_seconds)
 
 
 def _readable(items: Iterable[Item], load: Callable[[Item], Loaded], left_out: list[str]) -> Iterator[Loaded]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_waveform
+from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance
 from dmlm.pipeline.codebook import Codebook, FitStatistics, NearestCentroid
 from dmlm.pipeline.codebook_quality import (
     LetterMatch,
@@ -95,7 +95,7 @@ def load_recordings(utterances: Iterable[Utterance], text_rule: str) -> Iterator
     """Yields what can be read; the rest is named and left out."""
     for utterance in utterances:
         try:
-            waveform = load_waveform(utterance.audio_path, utterance.start_seconds, utterance.end_seconds)
+            waveform = load_utterance(utterance)
         except SampleError as error:
             _logger.warning("left out %s: %s", utterance.key, error)
         else:

@@ -79,12 +79,14 @@ def resolve_root(root: Path | None, source: str | None) -> Path:
 @seed_option()
 @click.option(
     "--text",
-    "text_path",
+    "text_paths",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Speak the lines of this text file instead, as a LibriSpeech-style corpus.",
+    multiple=True,
+    help="Speak the lines of this text file instead, as a LibriSpeech-style corpus; may be repeated.",
 )
+@click.option("--hours", type=float, help="With --text: speak so many hours of short pieces of the texts.")
 @limit_option("utterances or images of each split")
-def sample(out_dir: Path, seed: int, text_path: Path | None, limit: int | None) -> None:
+def sample(**settings: Any) -> None:
     """Write synthetic sample corpora: LibriSpeech, AMI, CoVoST and COCO in their true layouts.
 
     English is spoken by a neural voice, Italian by espeak-ng, images are drawn. The same seed gives the
@@ -94,8 +96,7 @@ def sample(out_dir: Path, seed: int, text_path: Path | None, limit: int | None) 
     """
     from dmlm.pipeline.synthesis.corpora import SampleConfig, write_sample_corpora
 
-    report = write_sample_corpora(SampleConfig(out_dir=out_dir, seed=seed, text_path=text_path, limit=limit))
-    click.echo(report.table())
+    click.echo(write_sample_corpora(SampleConfig(**settings)).table())
 
 
 @click.command("build-codebook", short_help="Fit speech and image codebooks and the text tokenizer.")

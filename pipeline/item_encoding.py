@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from dmlm.pipeline.audio import load_waveform
+from dmlm.pipeline.audio import load_utterance
 from dmlm.pipeline.errors import AnnotationError, AudioError, ConfigError, ImageError, SampleError
 from dmlm.pipeline.file_encoding import Encoded, Outcome, encode_files
 from dmlm.pipeline.images import load_image
@@ -110,7 +110,7 @@ class ItemEncoder:
         rate_hz = tokenizer.sampling_rate_hz
 
         def load(item: Utterance) -> Waveform:
-            return load_waveform(item.audio_path, item.start_seconds, item.end_seconds, rate_hz)
+            return load_utterance(item, rate_hz)
 
         outcomes = encode_files(utterances, load, tokenizer.encode, AudioError, on_file)
         return {item.key: outcome for item, outcome in zip(utterances, outcomes, strict=True)}

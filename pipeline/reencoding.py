@@ -22,7 +22,7 @@ from dmlm.pipeline.samples import Modality, Sample, SourceItem, TokenArray
 from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.shards import CODEBOOK_NAME, DatasetCard, load_dataset_card, open_shard
 from dmlm.pipeline.shards.format import MODALITY_OF, token_members
-from dmlm.pipeline.sources import SourceOptions
+from dmlm.pipeline.sources import read_options
 from dmlm.pipeline.tokenization import TokenizeConfig, TokenizePlan, plan_tokenization
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.tokenizers.pretrained import TRANSFORMERS
@@ -159,7 +159,6 @@ def _other_tokenizers(config: ReencodeConfig, speech: Fingerprint) -> Iterator[t
 def _as_tokenized(config: ReencodeConfig, card: DatasetCard) -> TokenizeConfig:
     """Settings of the run that made the data set."""
     settings = card.settings
-    named = {name: settings[name] for name in SourceOptions.__slots__ if name in settings}
     backend = card.fingerprints.get(Modality.SPEECH, {}).get("backend", TRANSFORMERS)
     return TokenizeConfig(
         source=settings["source"],
@@ -168,7 +167,7 @@ def _as_tokenized(config: ReencodeConfig, card: DatasetCard) -> TokenizeConfig:
         out_dir=config.directory,
         unit_backend=str(backend),
         splits=tuple(settings["splits"]),
-        options=SourceOptions(**named),
+        options=read_options(settings),
         limit=settings["limit"],
         samples_per_shard=settings["samples_per_shard"],
         device=config.device,

@@ -55,6 +55,8 @@ class Utterance:
     recording_id: str | None = None
     overlap_seconds: float | None = None
     """Seconds during which somebody else speaks too; None: the corpus does not say."""
+    speed: float = 1.0
+    """How fast it is played; pitch follows, as with a tape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

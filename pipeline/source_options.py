@@ -47,6 +47,14 @@ _OPTIONS = (
         "--units-name",
         help="units: name of what made them; units of one name fit together.  [default: a hash of the files]",
     ),
+    click.option(
+        "--speed",
+        "speeds",
+        type=float,
+        multiple=True,
+        default=(1.0,),
+        help="Speech at this speed, pitch following; repeat it for more of the same speech.  [default: 1]",
+    ),
 )
 
 

@@ -1,6 +1,12 @@
 """Corpora in their true on-disk layouts: folders and annotation files to source items."""
 
-from dmlm.pipeline.sources.interface import DEFAULT_OPTIONS, Source, SourceOptions, describe_options
+from dmlm.pipeline.sources.interface import (
+    DEFAULT_OPTIONS,
+    Source,
+    SourceOptions,
+    describe_options,
+    read_options,
+)
 from dmlm.pipeline.sources.registry import SOURCES, open_source, sources_present
 
 __all__ = [
@@ -10,5 +16,6 @@ __all__ = [
     "SourceOptions",
     "describe_options",
     "open_source",
+    "read_options",
     "sources_present",
 ]

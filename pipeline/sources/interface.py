@@ -5,20 +5,27 @@ the rest.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import SourceItem
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_-]")
+MIN_SPEED, MAX_SPEED = 0.5, 2.0
+"""Beyond these nobody would say it is speech."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
-    """Settings that only some corpora need; the others ignore them."""
+    """Settings that only some corpora need; the others ignore them.
+
+    Raises:
+        ConfigError: A speed is out of range.
+    """
 
     lang_pair: str | None = None
     """CoVoST: which pair, such as `it_en`; None: the only one present."""
@@ -36,6 +43,13 @@ class SourceOptions:
     """units: size of their codebook; None: the largest id and one."""
     units_name: str | None = None
     """units: what made them; None: a hash of the files, so that only their own splits fit together."""
+    speeds: tuple[float, ...] = (1.0,)
+    """Speech: every utterance once at each of these speeds."""
+
+    def __post_init__(self) -> None:
+        for speed in self.speeds:
+            if not MIN_SPEED <= speed <= MAX_SPEED:
+                raise ConfigError(f"--speed {speed}: must be in [{MIN_SPEED}, {MAX_SPEED}]")
 
 
 DEFAULT_OPTIONS = SourceOptions()
@@ -45,7 +59,15 @@ def describe_options(options: SourceOptions) -> dict[str, Any]:
     """The language pair, and whatever else differs from the defaults."""
     defaults = asdict(DEFAULT_OPTIONS)
     changed = {name: value for name, value in asdict(options).items() if value != defaults[name]}
+    if "speeds" in changed:
+        changed["speeds"] = list(options.speeds)
     return {"lang_pair": options.lang_pair, **changed}
+
+
+def read_options(settings: Mapping[str, Any]) -> SourceOptions:
+    """Options from settings that hold what `describe_options` gave."""
+    named = {name: settings[name] for name in SourceOptions.__slots__ if name in settings}
+    return SourceOptions(**named | {"speeds": tuple(named.get("speeds", DEFAULT_OPTIONS.speeds))})
 
 
 class Source(Protocol):

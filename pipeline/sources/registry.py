@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.manifests import CorpusManifest, load_manifest
-from dmlm.pipeline.samples import Broken, SourceItem
+from dmlm.pipeline.samples import Broken, SourceItem, Utterance
 from dmlm.pipeline.sources import ami, coco, covost, hf, jsonl, librispeech, text, units
 from dmlm.pipeline.sources.interface import DEFAULT_OPTIONS, Corpus, Source, SourceOptions
 from dmlm.pipeline.suggestions import did_you_mean
@@ -40,9 +40,20 @@ class _CorpusSource:
         """Reasons name files relative to the corpus: they go into data sets, which hold no local path."""
         for split in self.splits:
             for item in self.corpus.iter_split(self.corpus_dir, split, self.options):
-                if isinstance(item, Broken):
-                    item = replace(item, reason=item.reason.replace(f"{self.corpus_dir}{os.sep}", ""))
-                yield item
+                match item:
+                    case Utterance():
+                        yield from _at_speeds(item, self.options.speeds)
+                    case Broken():
+                        reason = item.reason.replace(f"{self.corpus_dir}{os.sep}", "")
+                        yield replace(item, reason=reason)
+                    case _:
+                        yield item
+
+
+def _at_speeds(item: Utterance, speeds: Sequence[float]) -> Iterator[Utterance]:
+    """The utterance at each speed; the key tells which, in percent."""
+    for speed in speeds:
+        yield item if speed == 1 else replace(item, key=f"{item.key}-sp{100 * speed:.0f}", speed=speed)
 
 
 def open_source(

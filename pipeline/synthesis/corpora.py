@@ -15,6 +15,7 @@ from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.synthesis import meetings, pictures, readings, translations
 from dmlm.pipeline.synthesis.espeak import make_italian_speakers
+from dmlm.pipeline.synthesis.pieces import draw_pieces
 from dmlm.pipeline.synthesis.readmes import write_readmes
 from dmlm.pipeline.synthesis.reports import (
     SampleReport,
@@ -24,7 +25,7 @@ from dmlm.pipeline.synthesis.reports import (
     publish,
     summarise,
 )
-from dmlm.pipeline.synthesis.speech import EnglishVoice, make_speakers
+from dmlm.pipeline.synthesis.speech import DIFFERENT, SIMILAR, EnglishVoice, make_speakers
 from dmlm.pipeline.synthesis.texts import Reading, SampleTexts, draw_texts
 
 ENGLISH_PACKAGES = ("dmlm", "hibari-tts", "onnxruntime", "numpy", "scipy", "soxr", "soundfile")
@@ -37,8 +38,10 @@ class SampleConfig:
 
     out_dir: Path
     seed: int = 0
-    text_path: Path | None = None
-    """Speak all lines of this UTF-8 file instead of making sentences: a LibriSpeech-style corpus only."""
+    text_paths: tuple[Path, ...] = ()
+    """Speak all lines of these UTF-8 files instead of making sentences: a LibriSpeech-style corpus only."""
+    hours: float | None = None
+    """Speak about so many hours of short pieces of the texts instead of their lines."""
     limit: int | None = None
     """At most this many utterances or images of each split of each corpus; None: the full sample."""
     num_workers: int | None = None
@@ -52,28 +55,33 @@ def write_sample_corpora(config: SampleConfig) -> SampleReport:
         ConfigError: A setting is impossible, the text cannot be spoken, or the folder holds something else.
         MissingDependencyError: A voice is not installed.
     """
-    lines = None if config.text_path is None else _read_lines(config.text_path)
-    settings = _settings(config, lines)
+    texts = [_read_lines(path) for path in config.text_paths]
+    settings = _settings(config, texts)
     finished = claim(config.out_dir, settings)
     if finished is not None:
         return finished
-    splits = _write_generated(config) if lines is None else _write_text(config, lines)
-    packages = (*ENGLISH_PACKAGES, *OTHER_PACKAGES) if lines is None else ENGLISH_PACKAGES
+    splits = _write_texts(config, texts) if texts else _write_generated(config)
+    packages = ENGLISH_PACKAGES if texts else (*ENGLISH_PACKAGES, *OTHER_PACKAGES)
     versions = {package: _installed_version(package) for package in packages}
-    write_readmes(config.out_dir, seed=config.seed, from_text=lines is not None, versions=versions)
+    write_readmes(config.out_dir, seed=config.seed, from_text=bool(texts), versions=versions)
     return publish(config.out_dir, settings, versions, splits)
 
 
-def _settings(config: SampleConfig, lines: list[str] | None) -> Settings:
+def _settings(config: SampleConfig, texts: Sequence[Sequence[str]]) -> Settings:
     """Everything that the content depends on, save the versions of other packages."""
     for name, count in (("limit", config.limit), ("num_workers", config.num_workers)):
         if count is not None and count < 1:
             raise ConfigError(f"{name} must be at least 1, not {count}")
+    if config.hours is not None and not texts:
+        raise ConfigError("--hours: says how much of a --text to speak; give one")
+    if config.hours is not None and config.hours <= 0:
+        raise ConfigError(f"--hours {config.hours:g}: must be above 0")
     return {
         "dmlm": version("dmlm"),
         "seed": config.seed,
-        "limit": config.limit if lines is None else None,
-        "text_sha256": None if lines is None else sha256_json(lines),
+        "limit": None if texts else config.limit,
+        "text_sha256": sha256_json(texts) if texts else None,
+        "hours": config.hours,
     }
 
 
@@ -108,9 +116,13 @@ def _write_generated(config: SampleConfig) -> tuple[SplitReport, ...]:
     return (*_write_readings(config, texts, voice), *_write_meetings(config, texts, voice), *covost, *coco)
 
 
-def _write_text(config: SampleConfig, lines: Sequence[str]) -> tuple[SplitReport, ...]:
+def _write_texts(config: SampleConfig, texts: Sequence[Sequence[str]]) -> tuple[SplitReport, ...]:
+    if config.hours is None:
+        lines, variety = [line for lines in texts for line in lines], SIMILAR
+    else:
+        lines, variety = draw_pieces(texts, config.hours, config.seed), DIFFERENT
     spoken = [Reading(line, is_word_string=False) for line in lines]
-    speakers = make_speakers(config.seed)
+    speakers = make_speakers(config.seed, variety)
     tasks = readings.plan_readings(readings.TEXT_SPLIT, spoken, speakers, config.seed)
     seconds = readings.write_readings(config.out_dir, tasks, EnglishVoice(), config.num_workers)
     return tuple(summarise("librispeech", [task.split for task in tasks], seconds))

@@ -11,7 +11,7 @@ from dmlm.pipeline.storage import write_json
 
 FINISHED, UNFINISHED = "sample.json", "sample.unfinished.json"
 
-Settings = Mapping[str, str | int | None]
+Settings = Mapping[str, str | int | float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

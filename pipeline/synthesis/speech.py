@@ -14,12 +14,25 @@ from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Waveform
 
 SAMPLING_RATE_HZ = 16_000
-NUM_SPEAKERS = 12
-LOWEST_PITCH, HIGHEST_PITCH = 0.92, 1.09
-SLOWEST_TEMPO, FASTEST_TEMPO = 1.0, 1.2
 LOUDNESS_RMS = 0.07
 """Root mean square of every utterance; full scale is 1."""
 PEAK = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variety:
+    """How many speakers there are and how much they differ."""
+
+    num_speakers: int
+    pitches: tuple[float, float]
+    """Lowest and highest."""
+    tempos: tuple[float, float]
+    """Slowest and fastest."""
+
+
+SIMILAR = Variety(num_speakers=12, pitches=(0.92, 1.09), tempos=(1.0, 1.2))
+DIFFERENT = Variety(num_speakers=48, pitches=(0.86, 1.18), tempos=(0.9, 1.3))
+"""For models that shall understand others than this voice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +49,11 @@ class Speaker:
         return f"synthetic: hibari voice heart, pitch {self.pitch:.3f}, tempo {self.tempo:.3f}"
 
 
-def make_speakers(seed: int) -> tuple[Speaker, ...]:
-    """Twelve speakers, evenly spread over pitch and over tempo."""
+def make_speakers(seed: int, variety: Variety = SIMILAR) -> tuple[Speaker, ...]:
+    """Speakers evenly spread over pitch and over tempo."""
     rng = generator_for(seed, "sample", "speakers")
-    pitches = np.geomspace(LOWEST_PITCH, HIGHEST_PITCH, NUM_SPEAKERS)
-    tempos = rng.permutation(np.linspace(SLOWEST_TEMPO, FASTEST_TEMPO, NUM_SPEAKERS))
+    pitches = np.geomspace(*variety.pitches, variety.num_speakers)
+    tempos = rng.permutation(np.linspace(*variety.tempos, variety.num_speakers))
     return tuple(
         Speaker(name=f"{9001 + index}", pitch=round(float(pitch), 3), tempo=round(float(tempo), 3))
         for index, (pitch, tempo) in enumerate(zip(rng.permutation(pitches), tempos, strict=True))

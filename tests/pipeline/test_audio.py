@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dmlm.pipeline import audio
-from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_waveform, recording_seconds
+from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance, load_waveform, recording_seconds
 from dmlm.pipeline.errors import AudioError, DmlmError
+from dmlm.pipeline.samples import Utterance
 
 
 def tone(seconds, rate_hz=SAMPLING_RATE_HZ, frequency_hz=440.0):
@@ -200,3 +201,12 @@ def test_damaged_audio_raises_nothing_but_our_own_errors(tmp_path, name, data):
         with_bytes(path, offset, bytes([data.draw(st.integers(0, 255))]))
     with suppress(DmlmError):
         assert np.isfinite(load_waveform(path)).all()
+
+
+@pytest.mark.parametrize("speed", [0.8, 1.0, 1.25])
+def test_speed_changes_length_and_pitch_alike(tmp_path, speed):
+    path = write(tmp_path / "a.flac", tone(1.0))
+    waveform = load_utterance(Utterance(key="a", source="x", split="y", audio_path=path, speed=speed))
+    assert waveform.shape == (16_000 / speed,)
+    spectrum = np.abs(np.fft.rfft(waveform))
+    assert np.argmax(spectrum) / (len(waveform) / 16_000) == pytest.approx(440 * speed, abs=1)

@@ -1,10 +1,19 @@
+import json
+
 import numpy as np
 import pytest
 import soundfile
 
 from dmlm.pipeline.commands import CORPUS_NAMES, SOURCE_NAMES
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.sources import SOURCES, open_source, sources_present
+from dmlm.pipeline.sources import (
+    SOURCES,
+    SourceOptions,
+    describe_options,
+    open_source,
+    read_options,
+    sources_present,
+)
 
 
 @pytest.fixture
@@ -93,3 +102,21 @@ def test_reasons_name_files_relative_to_the_corpus(root):
 def test_root_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no folder .*nowhere"):
         open_source("coco", tmp_path / "nowhere")
+
+
+def test_each_utterance_comes_at_every_speed_under_a_key_of_its_own(root):
+    options = SourceOptions(speeds=(0.9, 1.0, 1.1))
+    items = list(open_source("librispeech", root, ["dev-clean"], options).iter_items())
+    keys = [("1-2-dev-clean-sp90", 0.9), ("1-2-dev-clean", 1.0), ("1-2-dev-clean-sp110", 1.1)]
+    assert [(item.key, item.speed) for item in items] == keys
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.49, 2.01, float("nan")])
+def test_speeds_that_are_no_speech_are_refused(speed):
+    with pytest.raises(ConfigError, match="--speed"):
+        SourceOptions(speeds=(speed,))
+
+
+def test_options_come_back_from_the_settings_of_a_data_set():
+    for options in (SourceOptions(), SourceOptions(speeds=(0.9, 1.1), microphone="sdm")):
+        assert read_options(json.loads(json.dumps(describe_options(options)))) == options

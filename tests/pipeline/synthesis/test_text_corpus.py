@@ -12,7 +12,7 @@ from dmlm.pipeline.synthesis.readings import is_word_string, transcript
 def speak(tmp_path: Path, data: bytes, **settings: int) -> Path:
     text_path, out_dir = tmp_path / "lines.txt", tmp_path / "out"
     text_path.write_bytes(data)
-    write_sample_corpora(SampleConfig(out_dir=out_dir, text_path=text_path, **settings))
+    write_sample_corpora(SampleConfig(out_dir=out_dir, text_paths=(text_path,), **settings))
     return out_dir
 
 
@@ -47,7 +47,7 @@ def test_text_that_cannot_be_spoken_is_refused_before_anything_is_written(
 
 def test_missing_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.txt"):
-        write_sample_corpora(SampleConfig(out_dir=tmp_path / "out", text_path=tmp_path / "none.txt"))
+        write_sample_corpora(SampleConfig(out_dir=tmp_path / "out", text_paths=(tmp_path / "none.txt",)))
 
 
 @pytest.mark.parametrize(
