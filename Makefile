@@ -4,13 +4,14 @@ TORCH ?= torch==2.13.0
 FAISS ?= cpu
 VENV ?= .venv
 OUT ?= runs/demo
+SOAK ?= tests
 
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo bench test lint types unit clean
+.PHONY: help install demo bench test lint types unit soak clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -49,6 +50,10 @@ types: $(INSTALLED) ## mypy --strict
 
 unit: $(INSTALLED) ## pytest
 	OMP_NUM_THREADS=2 $(BIN)/pytest
+
+# A part of it: make soak SOAK='tests/crash/test_kill_train.py'
+soak: $(INSTALLED) ## the promises of docs/reliability.md in their long form; hours
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -v $(SOAK)
 
 clean: ## removes what was built; keeps .venv
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

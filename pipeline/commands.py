@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.executors.options import engine_options
 from dmlm.pipeline.source_options import source_options
 from dmlm.pipeline.tokenizer_options import codebook_options, tokenizer_options
 
 if TYPE_CHECKING:
+    from dmlm.pipeline.executors.options import Engine
     from dmlm.pipeline.sources import SourceOptions
     from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
@@ -191,6 +193,7 @@ def parse_layer(text: str) -> int | None:
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./shards/SOURCE]")
 @limit_option("samples")
 @device_option()
+@engine_options
 def tokenize(
     source: str,
     root: Path | None,
@@ -204,6 +207,7 @@ def tokenize(
     out_dir: Path | None,
     limit: int | None,
     device: str,
+    engine: "Engine",
 ) -> None:
     """Turn one corpus into WebDataset token shards with an index and a dataset card.
 
@@ -212,7 +216,7 @@ def tokenize(
     Example:  dmlm-cli tokenize --source librispeech --root /data --codebook codebook --out shards/librispeech
     """
     from dmlm.pipeline.dry_run import estimate_run
-    from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+    from dmlm.pipeline.tokenization import TokenizeConfig
 
     if dry_run and reuse_dir is not None:
         raise ConfigError("--dry-run measures how long encoding takes; leave out --reuse")
@@ -238,7 +242,7 @@ def tokenize(
         device=device,
         reuse_dir=reuse_dir,
     )
-    click.echo(estimate_run(config).table() if dry_run else tokenize(config).table())
+    click.echo(estimate_run(config).table() if dry_run else engine.tokenize(config))
 
 
 def default_codebook(
@@ -267,34 +271,3 @@ def default_codebook(
         )
         click.echo(build_codebook(config).table(), err=True)
     return DEFAULT_CODEBOOK
-
-
-@click.command(short_help="Check shards: checksums, structure, counts, ranges, fingerprints.")
-@click.option(
-    "--shards", "shard_dirs", type=click.Path(path_type=Path), multiple=True, required=True, help="Data set."
-)
-@click.option(
-    "--reencode", "num_samples", type=click.IntRange(min=1), help="Also make N samples again from the corpus."
-)
-@root_option()
-@seed_option()
-@device_option()
-def verify(shard_dirs: tuple[Path, ...], num_samples: int | None, root: Path | None, **settings: Any) -> None:
-    """Check every byte and every id of a data set against its card and index.
-
-    Example:  dmlm-cli verify --shards shards/librispeech
-    """
-    from dmlm.pipeline.shards import verify_dataset
-
-    for directory in shard_dirs:
-        whole = verify_dataset(directory)
-        click.echo(whole.summary())
-        if num_samples is not None:
-            from dmlm.pipeline.reencoding import ReencodeConfig, reencode
-
-            place = resolve_root(root, whole.name)
-            again = reencode(
-                ReencodeConfig(directory=directory, root=place, num_samples=num_samples, **settings)
-            )
-            click.echo(again.table())
-            again.check()

@@ -1,7 +1,7 @@
-"""`inspect`: what is in a codebook, before GPU days are spent on it."""
+"""`verify`, `index`, `inspect`: what is in shards and codebooks, before GPU days are spent on them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -77,3 +77,49 @@ def inspect(
         write_json(out_path, report.to_json())
     if html_path:
         write_bytes(html_path, render_inspection(report).encode())
+
+
+@click.command(short_help="Check shards: checksums, structure, counts, ranges, fingerprints.")
+@click.option(
+    "--shards", "shard_dirs", type=click.Path(path_type=Path), multiple=True, required=True, help="Data set."
+)
+@click.option(
+    "--reencode", "num_samples", type=click.IntRange(min=1), help="Also make N samples again from the corpus."
+)
+@root_option()
+@seed_option()
+@device_option()
+def verify(shard_dirs: tuple[Path, ...], num_samples: int | None, root: Path | None, **settings: Any) -> None:
+    """Check every byte and every id of a data set against its card and index.
+
+    Example:  dmlm-cli verify --shards shards/librispeech
+    """
+    from dmlm.pipeline.shards import verify_dataset
+
+    for directory in shard_dirs:
+        whole = verify_dataset(directory)
+        click.echo(whole.summary())
+        if num_samples is not None:
+            from dmlm.pipeline.reencoding import ReencodeConfig, reencode
+
+            place = resolve_root(root, whole.name)
+            again = reencode(
+                ReencodeConfig(directory=directory, root=place, num_samples=num_samples, **settings)
+            )
+            click.echo(again.table())
+            again.check()
+
+
+@click.command(short_help="Write the indexes of a data set again, from its tars.")
+@click.option(
+    "--shards", "shard_dirs", type=click.Path(path_type=Path), multiple=True, required=True, help="Data set."
+)
+def index(shard_dirs: tuple[Path, ...]) -> None:
+    """Write every index that is missing or damaged again; a tar that is not what it was is refused.
+
+    Example:  dmlm-cli index --shards shards/librispeech
+    """
+    from dmlm.pipeline.shards.rebuilding import rebuild_indexes
+
+    for directory in shard_dirs:
+        click.echo(rebuild_indexes(directory).summary())

@@ -32,8 +32,16 @@ _SHARD_FILE = re.compile(r".+-\d{6}\.(tar|parquet)")
 _PACKAGES = ("torch", "numpy", "transformers", "openai-whisper", "pyarrow")
 
 
-def claim_folder(directory: Path, recipe: Recipe, whereabouts: Mapping[str, str]) -> None:
+def claim_folder(
+    directory: Path, recipe: Recipe, whereabouts: Mapping[str, str], *, is_alone: bool = True
+) -> None:
     """Makes `directory` this recipe's, or finds that it is already.
+
+    Args:
+        directory: Where the data set is to be.
+        recipe: What it is made with.
+        whereabouts: Of corpus and codebook, for `run.json`.
+        is_alone: Whether nobody else writes into the folder: then what a killed run left is removed.
 
     Raises:
         ConfigError: The folder holds something else.
@@ -47,9 +55,10 @@ def claim_folder(directory: Path, recipe: Recipe, whereabouts: Mapping[str, str]
             f"{directory} holds a data set of other settings: {'; '.join(differences[:4])}; "
             "choose another --out or delete the folder"
         )
-    for left_over in [*directory.glob("*.tmp"), *directory.glob(f"{CODEBOOK_NAME}/**/*.tmp")]:
-        left_over.unlink()
-    write_json(directory / RUN_NAME, {"recipe": recipe, **whereabouts})
+    if is_alone:
+        for left_over in [*directory.glob("*.tmp"), *directory.glob(f"{CODEBOOK_NAME}/**/*.tmp")]:
+            left_over.unlink()
+    write_json(directory / RUN_NAME, {"recipe": recipe, **whereabouts}, is_shared=True)
 
 
 def _read_recipe(directory: Path) -> Recipe | None:
@@ -65,7 +74,10 @@ def _read_recipe(directory: Path) -> Recipe | None:
 def _check_empty(directory: Path) -> None:
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory} is a file; --out must be a folder")
-    if directory.is_dir() and any(path.suffix != ".tmp" for path in directory.iterdir()):
+    # Another task of a job array may have claimed it just now.
+    if directory.is_dir() and any(
+        path.suffix != ".tmp" and path.name != RUN_NAME for path in directory.iterdir()
+    ):
         raise ConfigError(
             f"{directory} is not empty and has no {RUN_NAME} of `tokenize`; choose another --out"
         )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,15 @@ from typing import IO, Any
 
 
 @contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """Yields a binary file that becomes `path` only when the block ends without an error."""
-    temporary = path.with_name(path.name + ".tmp")
+def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[IO[bytes]]:
+    """Yields a binary file that becomes `path` only when the block ends without an error.
+
+    Args:
+        path: What it becomes.
+        is_shared: Whether others may write the same file at the same time; the last one stays, whole.
+    """
+    mark = f".{secrets.token_hex(4)}" if is_shared else ""
+    temporary = path.with_name(f"{path.name}{mark}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as file:
@@ -35,15 +42,15 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, whole or not at all."""
-    with atomic_writer(path) as file:
+def write_bytes(path: Path, data: bytes, *, is_shared: bool = False) -> None:
+    """Writes `data` to `path`, whole or not at all; see `atomic_writer`."""
+    with atomic_writer(path, is_shared=is_shared) as file:
         file.write(data)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes `content` as indented UTF-8 json, whole or not at all."""
-    write_bytes(path, encode_json(content))
+def write_json(path: Path, content: Any, *, is_shared: bool = False) -> None:
+    """Writes `content` as indented UTF-8 json, whole or not at all; see `atomic_writer`."""
+    write_bytes(path, encode_json(content), is_shared=is_shared)
 
 
 def encode_json(content: Any) -> bytes:

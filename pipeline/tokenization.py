@@ -1,15 +1,16 @@
 """`tokenize`: plan -> independent shard tasks -> publish.
 
-Run again after a kill it keeps what is finished and ends with the same bytes as an undisturbed run.
+Run again after a kill it keeps what is finished and ends with the same bytes as an undisturbed run. So any
+part of the tasks may be done elsewhere before: `tokenize_share` does one, `executors` start many.
 """
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.item_encoding import NOTHING_KNOWN, ItemEncoder, require
@@ -29,21 +30,18 @@ from dmlm.pipeline.samples import Modality, Sample, SourceItem, TextLine, UnitLi
 from dmlm.pipeline.shard_tasks import Recipe, ShardTask, plan_shards, task_sha256
 from dmlm.pipeline.shards import (
     CODEBOOK_NAME,
-    DatasetTotals,
     FinishedShard,
-    TokenCounts,
     finished_shard,
     write_shard,
 )
 from dmlm.pipeline.shards.format import FORMAT_VERSION
 from dmlm.pipeline.sources import DEFAULT_OPTIONS, Source, SourceOptions, describe_options, open_source
 from dmlm.pipeline.storage import write_json
+from dmlm.pipeline.tokenize_report import REPORT_NAME, TokenizeReport
 from dmlm.pipeline.tokenizers.choosing import AS_IN_CODEBOOK, TokenizerChoice, chosen_codebook
 from dmlm.pipeline.tokenizers.pretrained import TRANSFORMERS, add_terms
 from dmlm.pipeline.tokenizers.registry import Tokenizers, load_tokenizers
 from dmlm.pipeline.vocabulary import Vocabulary
-
-REPORT_NAME: Final = "report.json"
 
 _logger = logging.getLogger(__name__)
 
@@ -78,33 +76,14 @@ class TokenizeConfig:
                 raise ConfigError(f"{name} is {value}, must be at least 1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizeReport:
-    """What became of the corpus: in = out + skipped + quarantined."""
-
-    num_in: int
-    num_out: int
-    num_skipped: int
-    num_quarantined: int
-    audio_seconds: float
-    num_tokens: TokenCounts
-    seconds: float
-    """Of this run; shards kept from an earlier one cost nothing."""
-
-    def table(self) -> str:
-        """A few lines for people."""
-        parts = [self.num_tokens.describe(), f"{self.seconds:.1f} s"]
-        if self.audio_seconds:
-            rate = self.audio_seconds / self.seconds
-            parts.append(f"{self.audio_seconds:.0f} s of audio at {rate:.0f} times real time")
-        return (
-            f"in {self.num_in} = out {self.num_out} + skipped {self.num_skipped} + "
-            f"quarantined {self.num_quarantined}\n{', '.join(parts)}"
-        )
-
-
-def tokenize(config: TokenizeConfig) -> TokenizeReport:
+def tokenize(
+    config: TokenizeConfig, spread: Callable[[TokenizeConfig], None] | None = None
+) -> TokenizeReport:
     """Turns a corpus into a data set of token shards.
+
+    Args:
+        config: What to tokenize.
+        spread: Has shards finished elsewhere, see `executors`; what it leaves is done here. None: all is.
 
     Raises:
         ConfigError: The corpus, the codebook or a part of it is not there, or `out_dir` holds something else.
@@ -118,29 +97,57 @@ def tokenize(config: TokenizeConfig) -> TokenizeReport:
     with chosen_codebook(
         config.codebook_dir, config.choice, device=config.device, unit_backend=config.unit_backend
     ) as codebook_dir:
-        return _tokenize(config, codebook_dir, start)
+        return _tokenize(config, codebook_dir, spread, start)
 
 
-def _tokenize(config: TokenizeConfig, codebook_dir: Path, start: float) -> TokenizeReport:
+def tokenize_share(config: TokenizeConfig, index: int, num_shares: int) -> None:
+    """Finishes every `num_shares`-th shard of the plan, from number `index` on, and publishes nothing.
+
+    The primitive of all engines: it needs nothing but the corpus, the codebook and the folder, may be run
+    anywhere, beside the other shares, and again. `tokenize` then keeps what is finished, and publishes.
+
+    Raises:
+        ConfigError: `index` is none of the shares, or as `tokenize` has it; so do other errors.
+    """
+    if not 0 <= index < num_shares:
+        raise ConfigError(f"task {index} of {num_shares}: must be from 0 to {num_shares - 1}")
+    with chosen_codebook(
+        config.codebook_dir, config.choice, device=config.device, unit_backend=config.unit_backend
+    ) as codebook_dir:
+        plan = plan_tokenization(config, codebook_dir)
+        earlier = _open_earlier(config, plan)
+        claim_folder(config.out_dir, plan.recipe, _whereabouts(config), is_alone=False)
+        load_published(config.out_dir, list(plan.tasks))
+        mine = dict(islice(plan.tasks.items(), index, None, num_shares))
+        finished = _find_finished(config.out_dir, mine)
+        for _ in _finish_shards(config, plan, mine, finished, earlier):
+            pass
+
+
+def _tokenize(
+    config: TokenizeConfig,
+    codebook_dir: Path,
+    spread: Callable[[TokenizeConfig], None] | None,
+    start: float,
+) -> TokenizeReport:
     plan = plan_tokenization(config, codebook_dir)
     earlier = _open_earlier(config, plan)
     claim_folder(config.out_dir, plan.recipe, _whereabouts(config))
     card = load_published(config.out_dir, list(plan.tasks))
-    finished = {
-        sha256: shard
-        for sha256, task in plan.tasks.items()
-        if (shard := finished_shard(config.out_dir, task.name, sha256))
-    }
+    finished = _find_finished(config.out_dir, plan.tasks)
     if card and len(finished) == len(plan.tasks) and files_are_whole(config.out_dir, card):
         _logger.warning("%s is complete already: nothing to do", config.out_dir)
-        return _report(card.totals, time.monotonic() - start)
+        return TokenizeReport.of(card.totals, time.monotonic() - start)
     withdraw(config.out_dir)
     copy_codebook(codebook_dir, config.out_dir / CODEBOOK_NAME, plan.modalities, plan.encoder.units)
     terms = Tokenizers(config.out_dir / CODEBOOK_NAME).terms
     licence = add_terms(load_manifest(config.source).licence, terms)
-    shards = list(_finish_shards(config, plan, finished, earlier))
+    if spread is not None and len(finished) < len(plan.tasks):
+        spread(config)
+        finished = _find_finished(config.out_dir, plan.tasks)
+    shards = list(_finish_shards(config, plan, plan.tasks, finished, earlier))
     card = publish(config.out_dir, config.source, shards, plan.recipe, plan.vocabulary, licence)
-    report = _report(card.totals, time.monotonic() - start)
+    report = TokenizeReport.of(card.totals, time.monotonic() - start)
     write_json(config.out_dir / REPORT_NAME, asdict(report))
     return report
 
@@ -248,15 +255,21 @@ def _open_earlier(config: TokenizeConfig, plan: TokenizePlan) -> EarlierDataset 
     return open_earlier_dataset(config.reuse_dir, plan.encoder, plan.recipe, plan.tasks.values())
 
 
+def _find_finished(directory: Path, tasks: Mapping[str, ShardTask]) -> dict[str, FinishedShard]:
+    """Shards of `tasks` that are whole, by the same names."""
+    found = {sha256: finished_shard(directory, task.name, sha256) for sha256, task in tasks.items()}
+    return {sha256: shard for sha256, shard in found.items() if shard is not None}
+
+
 def _finish_shards(
     config: TokenizeConfig,
     plan: TokenizePlan,
+    tasks: Mapping[str, ShardTask],
     finished: Mapping[str, FinishedShard],
     earlier: EarlierDataset | None,
 ) -> Iterator[FinishedShard]:
-    """Yields every shard of the plan, in order; writes those that are not finished yet."""
-    tasks = plan.tasks
-    budget = BadSampleBudget(sum(len(task.items) for task in tasks.values()))
+    """Yields the shards of some tasks of the plan, in order; writes those that are not finished yet."""
+    budget = BadSampleBudget(sum(len(task.items) for task in plan.tasks.values()))
     num_files = sum(task.num_files for task in tasks.values())
     progress = Progress(f"tokenize {config.source}", num_files, "files")
     for sha256, task in tasks.items():
@@ -279,15 +292,3 @@ def _finish_shards(
             )
     progress.close()
     budget.summarise()
-
-
-def _report(totals: DatasetTotals, seconds: float) -> TokenizeReport:
-    return TokenizeReport(
-        num_in=totals.num_in,
-        num_out=totals.num_out,
-        num_skipped=totals.num_skipped,
-        num_quarantined=totals.num_quarantined,
-        audio_seconds=totals.audio_seconds,
-        num_tokens=totals.num_tokens,
-        seconds=seconds,
-    )

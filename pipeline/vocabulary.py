@@ -139,10 +139,12 @@ class Vocabulary:
             CorruptInputError: A field is missing, of a wrong type, or the special tokens differ.
         """
         names = ("num_text", "num_speech", "num_image", "bos_id", "eos_id")
-        counts = {name: value for name in names if isinstance(value := content.get(name), int) and value >= 0}
+        if not isinstance(content, Mapping):
+            raise CorruptInputError("vocabulary.json: must be an object")
+        counts = {name: value for name in names if type(value := content.get(name)) is int and value >= 0}
         if len(counts) < len(names):
             raise CorruptInputError(f"vocabulary.json: {', '.join(names)} must be counts")
-        if tuple(content.get("special_tokens", ())) != SPECIAL_TOKENS:
+        if content.get("special_tokens") != list(SPECIAL_TOKENS):
             raise CorruptInputError("vocabulary.json: special tokens differ from this version's")
         return cls(**counts)
 

@@ -1,8 +1,11 @@
 """Fixtures shared by all tests."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +30,25 @@ def real_data() -> Path:
     return folder
 
 
+LONG = [pytest.mark.soak, pytest.mark.timeout(6 * 3600)]
+
+
+@pytest.fixture(params=["short", pytest.param("long", marks=LONG)])
+def amount(request: pytest.FixtureRequest) -> Callable[[Any, Any], Any]:
+    """Function that says how much of a test to do: `amount(short, long)`; `make soak` runs the long form."""
+    return lambda short, long: long if request.param == "long" else short
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Starts processes that have the slow imports behind them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["dmlm.pipeline.tokenization", "dmlm.trainer.loop", "transformers.models.opt.modeling_opt", "pandas"]
+    )
+    return context
+
+
 NUM_UNITS, NUM_CODES = 20, 16
 WriteShards = Callable[..., Path]
 
@@ -42,14 +64,16 @@ def write_shards() -> WriteShards:
         num_text=text_tokenizer.num_tokens, num_speech=NUM_UNITS, num_image=NUM_CODES, bos_id=0, eos_id=0
     )
 
-    def write(directory: Path, samples: Sequence[Sample], speech_mark: str = "speech") -> Path:
+    def write(
+        directory: Path, samples: Sequence[Sample], speech_mark: str = "speech", num_shards: int = 2
+    ) -> Path:
         for modality in Modality:
             (directory / "codebook" / modality).mkdir(parents=True)
         for modality in ("speech", "image"):
             (directory / "codebook" / modality / "codebook.json").write_text("{}")
         text_tokenizer.save(directory / "codebook" / "text")
-        half = len(samples) // 2 + 1
-        parts = {f"toy-{i:06d}": samples[i * half : (i + 1) * half] for i in range(2)}
+        size = len(samples) // num_shards + 1
+        parts = {f"toy-{i:06d}": samples[i * size : (i + 1) * size] for i in range(num_shards)}
         finished = [
             write_shard(directory, name, part, vocabulary, task_sha256=name, num_in=len(part))
             for name, part in parts.items()

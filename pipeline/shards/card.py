@@ -4,12 +4,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, get_args, get_origin
 
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, ShardCorruptError
+from dmlm.pipeline.quarantine import LedgerEntry
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards.format import FORMAT_VERSION, TokenCounts, encode_compact_json
 from dmlm.pipeline.shards.index import ShardFooter, parse_sizes
@@ -23,6 +24,13 @@ CODEBOOK_NAME: Final = "codebook"
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6}")
 _FILE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
+
+_RIGHT: Final[Mapping[Any, Callable[[Any], bool]]] = {
+    str: lambda value: isinstance(value, str),
+    int: lambda value: type(value) is int and value >= 0,
+    float: lambda value: type(value) in (int, float),
+    Mapping: lambda value: isinstance(value, Mapping),
+}
 
 T = TypeVar("T")
 
@@ -115,14 +123,31 @@ class DatasetCard:
         parsed = {
             "shards": tuple(_with_counts(ShardRecord, shard) for shard in body["shards"]),
             "totals": _with_counts(DatasetTotals, body["totals"]),
-            "fingerprints": {Modality(name): mark for name, mark in body["fingerprints"].items()},
+            "fingerprints": {Modality(name): dict(mark) for name, mark in body["fingerprints"].items()},
             "vocabulary": parse_sizes(body["vocabulary"]),
         }
-        return cls(**body | parsed)
+        card = cls(**body | parsed)
+        _check_types(card)
+        return card
 
 
 def _with_counts(kind: type[T], content: Mapping[str, Any]) -> T:
-    return kind(**{**content, "num_tokens": TokenCounts(**content["num_tokens"])})
+    counts = TokenCounts(**content["num_tokens"])
+    record = kind(**{**content, "num_tokens": counts})
+    _check_types(counts)
+    _check_types(record)
+    return record
+
+
+def _check_types(record: Any) -> None:
+    """Raises ShardCorruptError where a text, count, number or mapping is none; dataclasses do not look."""
+    for part in fields(record):
+        value, kind = getattr(record, part.name), get_origin(part.type) or part.type
+        values = [value]
+        if get_args(part.type) == (str, str) and isinstance(value, Mapping):
+            values, kind = list(value.values()), str
+        if kind in _RIGHT and not all(map(_RIGHT[kind], values)):
+            raise ShardCorruptError(f"{part.name} is of a wrong type")
 
 
 def _check_names(body: Mapping[str, Any]) -> None:
@@ -142,6 +167,18 @@ def encode_ledger(footers: Iterable[ShardFooter]) -> bytes:
     """Content of `ledger.jsonl`: the ledgers of all shards, one entry a line."""
     entries = (entry for footer in footers for entry in footer.ledger)
     return b"".join(encode_compact_json(entry.to_json()) + b"\n" for entry in entries)
+
+
+def decode_ledger(content: bytes) -> list[LedgerEntry]:
+    """Entries of `ledger.jsonl`.
+
+    Raises:
+        ShardCorruptError: A line is no entry.
+    """
+    try:
+        return [LedgerEntry.from_json(json.loads(line)) for line in content.splitlines()]
+    except (ValueError, TypeError) as error:
+        raise ShardCorruptError(f"{LEDGER_NAME}: cannot be read: {error}") from error
 
 
 def write_dataset_card(directory: Path, card: DatasetCard) -> None:

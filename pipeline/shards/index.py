@@ -144,7 +144,7 @@ def audio_seconds_in(index: pa.Table) -> float:
 def write_index(path: Path, index: pa.Table, footer: ShardFooter) -> None:
     """Writes the Parquet file, whole or not at all."""
     table = index.replace_schema_metadata({FOOTER_KEY: encode_compact_json(footer.to_json())})
-    with atomic_writer(path) as file:
+    with atomic_writer(path, is_shared=True) as file:
         pq.write_table(table, file, compression="zstd")
 
 

@@ -3,10 +3,10 @@
 What can be checked of many arrays together costs little: their places when the table is opened, their headers
 and ids whenever they are read.
 
-Suffixes: N sample, M member, A array that is read, T token.
+Suffixes: N sample, M member, A array that is read, P page of an array, T token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -20,6 +20,7 @@ from dmlm.pipeline.shards.reading import ShardReader
 
 NUM_MEMBERS: Final = len(TOKEN_MEMBERS)
 TOKEN_BYTES: Final = 4
+PAGE_BYTES: Final = 4096
 IntArray = npt.NDArray[np.int64]
 
 
@@ -47,6 +48,22 @@ class TokenTable:
     def counts(self, places_A: IntArray) -> IntArray:
         """Tokens of each array; -1 where the sample lacks it."""
         return self._counts[places_A].astype(np.int64)
+
+    def fetch(self, places_A: IntArray) -> Iterator[str]:
+        """Brings arrays into memory, shard by shard; names each shard before it waits for its disk.
+
+        NumPy waits without the GIL, so no other thread has to; the slices of `payloads` would keep it.
+        """
+        starts_A = self._starts[places_A] - NPY_HEADER_BYTES
+        num_bytes_A = NPY_HEADER_BYTES + TOKEN_BYTES * self._counts[places_A].clip(0)
+        num_pages_A = 2 + (num_bytes_A - 1) // PAGE_BYTES  # the last byte counts as one
+        number_P = np.arange(num_pages_A.sum()) - (num_pages_A.cumsum() - num_pages_A).repeat(num_pages_A)
+        offsets_P = np.minimum(PAGE_BYTES * number_P, (num_bytes_A - 1).repeat(num_pages_A))
+        places_P = starts_A.repeat(num_pages_A) + offsets_P
+        shard_P = self._shard_N[places_A // NUM_MEMBERS].repeat(num_pages_A)
+        for shard in np.unique(shard_P).tolist():
+            yield self._names[shard]
+            np.frombuffer(self._tars[shard], np.uint8).take(places_P[shard_P == shard], mode="clip")
 
     def payloads(self, places_A: IntArray) -> list[memoryview]:
         """The int32 tokens of each array as bytes of the mapped tar: not copied, and cheaper than arrays.

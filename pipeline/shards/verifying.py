@@ -67,7 +67,7 @@ def verify_dataset(directory: Path) -> VerifyReport:
     _check_fingerprints(card)
     _check_no_strays(directory, card)
     for relative, sha256 in card.files.items():
-        _check_sha256(directory / relative, sha256)
+        check_sha256(directory / relative, sha256)
     keys: set[str] = set()
     footers = [_verify_shard(directory, record, card, keys) for record in card.shards]
     _check_totals(card, footers)
@@ -83,12 +83,12 @@ def verify_dataset(directory: Path) -> VerifyReport:
 
 def _verify_shard(directory: Path, record: ShardRecord, card: DatasetCard, keys: set[str]) -> ShardFooter:
     tar_path, index_path = directory / f"{record.name}.tar", directory / f"{record.name}.parquet"
-    _check_sha256(tar_path, record.tar_sha256)
-    _check_sha256(index_path, record.index_sha256)
+    check_sha256(tar_path, record.tar_sha256)
+    check_sha256(index_path, record.index_sha256)
     index, footer = read_index(index_path)
     if footer.vocabulary != card.vocabulary or footer.tar_sha256 != record.tar_sha256:
         raise ShardCorruptError(f"{index_path.name}: belongs to another data set; {_ADVICE}")
-    walked = build_index(_walk_rows(tar_path, card.vocabulary, keys))
+    walked = build_index(walk_rows(tar_path, card.vocabulary, keys))
     if not index.equals(walked):
         raise ShardCorruptError(f"{index_path.name}: its rows differ from what the tar holds; {_ADVICE}")
     found = (len(walked), num_tokens_in_index(walked))
@@ -97,7 +97,7 @@ def _verify_shard(directory: Path, record: ShardRecord, card: DatasetCard, keys:
     return footer
 
 
-def _walk_rows(tar_path: Path, vocabulary: Vocabulary, keys: set[str]) -> Iterator[dict[str, object]]:
+def walk_rows(tar_path: Path, vocabulary: Vocabulary, keys: set[str]) -> Iterator[dict[str, object]]:
     """Index rows as the tar itself gives them; adds the keys found to `keys`."""
     tar, num_ids = map_file(tar_path), count_ids(vocabulary)
     try:
@@ -142,7 +142,8 @@ def _check_no_strays(directory: Path, card: DatasetCard) -> None:
         )
 
 
-def _check_sha256(path: Path, expected: str) -> None:
+def check_sha256(path: Path, expected: str) -> None:
+    """Raises ShardCorruptError, naming both sums, unless a file is there and is the one expected."""
     if not path.is_file():
         raise ShardCorruptError(f"{path.name}: missing; {_ADVICE}")
     if (found := sha256_file(path)) != expected:

@@ -72,7 +72,7 @@ def write_shard(
         SampleError: A sample cannot be written, see `encode_members`.
         OSError: The disk is full or fails.
     """
-    with atomic_writer(directory / f"{name}.tar") as file:
+    with atomic_writer(directory / f"{name}.tar", is_shared=True) as file:
         tar = _TarWriter(file)
         index = build_index(_write_samples(tar, samples, vocabulary))
         tar.write(END_OF_TAR)

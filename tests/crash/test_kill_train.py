@@ -1,83 +1,83 @@
-"""SIGKILL anywhere in a training run, saves included; going on gives the very same losses and weights."""
+"""R6: SIGKILL at any moment of a training run; going on gives the very same losses and weights."""
 
 import json
-import multiprocessing
-import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import pytest
-import torch
-from safetensors.torch import load_file
+import numpy as np
 
-from dmlm.trainer.config import TrainConfig, recipe_from_json
+from dmlm.trainer.checkpoint import latest_checkpoint
+from dmlm.trainer.config import Recipe, TrainConfig
+from dmlm.trainer.dataset import open_training_data
 from dmlm.trainer.loop import train
+from dmlm.trainer.stream import TokenStream
 
-NUM_STEPS = 30
-RECIPE = recipe_from_json(
-    {
-        "name": "kill",
-        "num_steps": NUM_STEPS,
-        "mix": [
-            {"task": "asr", "weight": 3},
-            {"task": "t2s", "weight": 1},
-            {"task": "image", "weight": 1},
-        ],
-        "model": {"num_layers": 1, "width": 32, "num_heads": 2, "dropout": 0.1},
-        "sequence": {"max_length": 64, "unit_noise": 0.1},
-        "batch": {"max_tokens": 256, "pool_size": 8},
-        "save_every_steps": 3,
-        "log_every_steps": 1,
-    }
-)
+SAVE_EVERY = 3
+MAX_OPERATIONS = 60
+"""On files, between a step and the kill: it may come in a save, in the log, or some steps later."""
 
 
-@pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.ForkServerContext:
-    """Starts processes that have torch and transformers imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dmlm.trainer.loop", "transformers.models.opt.modeling_opt"])
-    return context
+def choose_kills(num_steps: int, num_kills: int) -> list[tuple[int, int]]:
+    """Step and operations behind it, every other time none: in the middle of the step."""
+    rng = np.random.default_rng(num_kills)
+    steps = np.sort(rng.choice(np.arange(SAVE_EVERY, num_steps - 12), num_kills, replace=False))
+    operations = rng.integers(1, MAX_OPERATIONS, num_kills)
+    operations[::2] = 0
+    return list(zip(steps.tolist(), operations.tolist(), strict=True))
 
 
-def checkpoints(run_dir: Path) -> set[Path]:
-    return set(run_dir.glob("checkpoint-*/DONE"))
-
-
-def wait_for_a_new_checkpoint(process: BaseProcess, run_dir: Path, known: set[Path]) -> None:
-    deadline = time.monotonic() + 120
-    while not checkpoints(run_dir) - known:
-        assert process.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
+def epoch_of_each_step(shards: Path, recipe: Recipe) -> list[int]:
+    """Epoch of the speech that a step learns from."""
+    stream, epochs = TokenStream(open_training_data([shards]), recipe, seed=0), []
+    for _ in range(recipe.num_steps):
+        num_draws, _ = stream.state()["groups"]["asr"]
+        epochs.append(num_draws // len(stream.groups[0].rows_N))
+        stream.next_step()
+    return epochs
 
 
 def test_killed_and_resumed_training_equals_an_undisturbed_run(
-    processes: multiprocessing.context.ForkServerContext, token_shards: Path, tmp_path: Path
+    amount: Callable[[int, int], int],
+    recipe_of: Callable[[int, int], Recipe],
+    run_dying: Callable[..., int | None],
+    assert_same_run: Callable[[Path, Path], None],
+    token_shards: Path,
+    tmp_path: Path,
 ) -> None:
-    whole = TrainConfig(shards=(token_shards,), recipe=RECIPE, out_dir=tmp_path / "whole", device="cpu")
+    num_kills = amount(5, 50)
+    recipe = recipe_of(amount(36, 300), SAVE_EVERY)
+    whole = TrainConfig(shards=(token_shards,), recipe=recipe, out_dir=tmp_path / "whole", device="cpu")
     killed = replace(whole, out_dir=tmp_path / "killed", resume=True)
-    train(whole)
-    num_kills = 0
-    for delay in (0.0, 0.05, 0.1):
-        known = checkpoints(killed.out_dir)
-        process = processes.Process(target=train, args=(killed,))
-        process.start()
-        wait_for_a_new_checkpoint(process, killed.out_dir, known)
-        time.sleep(delay)
-        process.kill()
-        process.join()
-        num_kills += process.exitcode == -9
-    assert num_kills > 0
+    kills = choose_kills(recipe.num_steps, num_kills)
+    epochs = epoch_of_each_step(token_shards, recipe)
+    assert max(Counter(epochs[step] for step, _ in kills).values()) >= 3
+
+    pools = []
+    for step, num_operations in kills:
+        assert run_dying(killed, step=step, num_operations=num_operations) == -9
+        if (checkpoint := latest_checkpoint(killed.out_dir)) is not None:
+            pools.append(json.loads((checkpoint / "trainer_state" / "stream.json").read_text())["pool"])
+    assert sum(map(bool, pools)) > num_kills // 2
     train(killed)
-    assert losses(killed.out_dir) == losses(whole.out_dir)
-    assert losses(killed.out_dir).keys() == set(range(1, NUM_STEPS + 1))
-    name = f"checkpoint-{NUM_STEPS:06d}/model.safetensors"
-    expected = load_file(whole.out_dir / name)
-    assert all(torch.equal(value, expected[key]) for key, value in load_file(killed.out_dir / name).items())
+    train(whole)
+    assert_same_run(killed.out_dir, whole.out_dir)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(
+    recipe_of: Callable[[int, int], Recipe],
+    run_dying: Callable[..., int | None],
+    assert_same_run: Callable[[Path, Path], None],
+    token_shards: Path,
+    tmp_path: Path,
+) -> None:
+    whole = TrainConfig(
+        shards=(token_shards,), recipe=recipe_of(4, 4), out_dir=tmp_path / "whole", device="cpu"
+    )
+    killed = replace(whole, out_dir=tmp_path / "killed", resume=True)
+    assert run_dying(killed, step=2, num_operations=0) == -9
+    assert latest_checkpoint(killed.out_dir) is None
+    train(killed)
+    train(whole)
+    assert_same_run(killed.out_dir, whole.out_dir)

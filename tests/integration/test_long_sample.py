@@ -1,10 +1,11 @@
-"""Memory stays bounded whatever a recording claims: what is too long costs its own sample and no memory."""
+"""R14: memory is bounded whatever a recording claims: what is too long costs its own sample and no memory."""
 
 import json
 import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import soundfile
 from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.corpus_sampling import SourceShare
 
-NUM_SHORT, LONG_SECONDS = 30, 10 * 3_600
+LONG_SECONDS = 10 * 3_600
 BLOCK_BYTES = 16 << 20
 """More than a block of any rate takes while it is decoded and resampled."""
 
@@ -70,22 +71,25 @@ def write_sparse_wav(path: Path, seconds: int, rate_hz: int = 16_000, num_channe
     os.truncate(path, 44 + num_bytes)
 
 
-def write_corpus(folder: Path, long_name: str | None = None) -> None:
+def write_corpus(folder: Path, num_short: int, long_name: str | None = None) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
-    names = [f"{number:03d}.wav" for number in range(NUM_SHORT)]
+    names = [f"{number:03d}.wav" for number in range(num_short)]
     for name in names:
         soundfile.write(folder / name, rng.uniform(-0.1, 0.1, 16_000), 16_000)
     if long_name:
         write_sparse_wav(folder / long_name, LONG_SECONDS)
-        names.insert(NUM_SHORT // 2, long_name)
+        names.insert(num_short // 2, long_name)
     lines = [json.dumps({"key": Path(name).stem, "audio": name, "text": "a word"}) for name in names]
     (folder / "train.jsonl").write_text("\n".join(lines))
 
 
-def test_utterance_of_ten_hours_is_quarantined_and_costs_no_memory(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "short")
-    write_corpus(tmp_path / "long", "ten-hours.wav")
+def test_utterance_of_ten_hours_is_quarantined_and_costs_no_memory(
+    amount: Callable[[int, int], int], tmp_path: Path
+) -> None:
+    num_short = amount(30, 1_000)
+    write_corpus(tmp_path / "short", num_short)
+    write_corpus(tmp_path / "long", num_short, "ten-hours.wav")
     build_codebook(
         BuildCodebookConfig(
             root=tmp_path / "short",
@@ -98,7 +102,7 @@ def test_utterance_of_ten_hours_is_quarantined_and_costs_no_memory(tmp_path: Pat
         )
     )
     (baseline, *counts), (peak, *counts_with_long) = json.loads(run(TOKENIZE, tmp_path, "short", "long"))
-    assert (counts, counts_with_long) == ([NUM_SHORT, 0], [NUM_SHORT, 1])
+    assert (counts, counts_with_long) == ([num_short, 0], [num_short, 1])
     assert peak <= 1.3 * baseline
     entry = json.loads((tmp_path / "long-out" / "ledger.jsonl").read_text())
     assert (entry["key"], entry["error"]) == ("ten-hours", "AudioError")

@@ -7,7 +7,8 @@ import soundfile
 
 from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, verify_dataset
-from dmlm.pipeline.tokenization import TokenizeConfig, TokenizeReport, tokenize
+from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenize_report import TokenizeReport
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmlm.pipeline.errors import CorruptInputError
@@ -21,6 +21,7 @@ vocabularies = st.builds(
 )
 
 
+@settings(max_examples=1_000)
 @given(vocabularies)
 def test_ranges_follow_each_other_without_gap_or_overlap(vocabulary: Vocabulary) -> None:
     ranges = [vocabulary.text, vocabulary.special, vocabulary.speech, vocabulary.image]
@@ -37,6 +38,7 @@ def test_added_tokens_name_every_id_behind_the_text(vocabulary: Vocabulary) -> N
     assert names[vocabulary.special_id("<asr>") - vocabulary.num_text] == "<asr>"
 
 
+@settings(max_examples=1_000)
 @given(vocabularies.filter(lambda v: v.num_speech > 0), st.data())
 def test_ids_one_outside_the_range_are_refused(vocabulary: Vocabulary, data: st.DataObject) -> None:
     inside = data.draw(st.integers(0, vocabulary.num_speech - 1))
@@ -65,6 +67,8 @@ def test_fingerprint_depends_on_every_size() -> None:
         {"num_text": "400"},
         {"bos_id": None},
         {"special_tokens": list(SPECIAL_TOKENS)[::-1]},
+        {"special_tokens": 7},
+        {"num_image": True},
     ],
 )
 def test_a_damaged_vocabulary_is_refused(change: dict[str, object]) -> None:

@@ -1,0 +1,83 @@
+"""`index` writes lost indexes again, and believes no tar that the card does not vouch for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dmlm.cli import run
+from dmlm.pipeline.errors import ExitCode, ShardCorruptError
+from dmlm.pipeline.shards import load_dataset_card, verify_dataset
+from dmlm.pipeline.shards.rebuilding import rebuild_indexes
+from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+
+Content = Callable[[Path], dict[str, bytes]]
+
+
+@pytest.fixture
+def dataset(root: Path, settings: Callable[..., TokenizeConfig], tmp_path: Path) -> Path:
+    """Four shards of an image each; one image is broken."""
+    (root / "coco" / "train2017" / "000000000002.jpg").write_bytes(b"x")
+    tokenize(settings(root, tmp_path / "out", "coco"))
+    return tmp_path / "out"
+
+
+def index_paths(dataset: Path) -> list[Path]:
+    return [dataset / f"{record.name}.parquet" for record in load_dataset_card(dataset).shards]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "another"])
+@pytest.mark.parametrize("number", range(4))
+def test_a_lost_index_comes_back_byte_for_byte(
+    dataset: Path, content: Content, number: int, damage: str
+) -> None:
+    before = content(dataset)
+    path = index_paths(dataset)[number]
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            path.read_bytes()[:-9]
+            if damage == "cut"
+            else index_paths(dataset)[0 if number else 1].read_bytes()
+        )
+    assert rebuild_indexes(dataset).num_rebuilt == 1
+    assert content(dataset) == before
+
+
+def test_all_indexes_can_be_made_again(dataset: Path) -> None:
+    totals = load_dataset_card(dataset).totals
+    for path in index_paths(dataset):
+        path.unlink()
+    assert rebuild_indexes(dataset).num_rebuilt == 4
+    verify_dataset(dataset)
+    assert load_dataset_card(dataset).totals == totals
+
+
+def test_a_whole_data_set_stays_as_it_is(dataset: Path, content: Content) -> None:
+    before = content(dataset)
+    assert rebuild_indexes(dataset).num_rebuilt == 0
+    assert content(dataset) == before
+
+
+@pytest.mark.parametrize("size", [0, 511, 512, -512, -1])
+def test_a_cut_tar_is_refused_and_nothing_is_written(dataset: Path, content: Content, size: int) -> None:
+    path = index_paths(dataset)[2]
+    tar = path.with_suffix(".tar")
+    tar.write_bytes(tar.read_bytes()[:size])
+    path.unlink()
+    before = content(dataset)
+    with pytest.raises(ShardCorruptError, match=rf"{tar.name}: sha256 mismatch"):
+        rebuild_indexes(dataset)
+    assert content(dataset) == before
+
+
+def test_the_command_names_what_it_did_and_refuses_what_is_no_data_set(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index_paths(dataset)[0].unlink()
+    assert run(["index", "--shards", str(dataset)]) == ExitCode.OK
+    assert "coco: 1 of 4 indexes written again" in capsys.readouterr().out
+    (dataset / "dataset.json").unlink()
+    assert run(["index", "--shards", str(dataset)]) == ExitCode.CORRUPT_INPUT
+    assert "not a finished data set" in capsys.readouterr().err
