@@ -182,7 +182,7 @@ class _Cursor:
 
 
 def _read_ctranslate2(path: Path) -> tuple[int, State]:
-    variables = _read_variables(path)
+    variables = read_variables(path, "encoder")
     heads = variables.pop("num_heads", None)
     state: State = {}
     for name, array in variables.items():
@@ -200,8 +200,12 @@ def _read_ctranslate2(path: Path) -> tuple[int, State]:
     return (state["conv1.weight"].shape[0] // 64 if "conv1.weight" in state else 0), state
 
 
-def _read_variables(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    """Arrays of the encoder by name, without the leading `encoder/`; the whole file is checked."""
+def read_variables(path: Path, part: str) -> dict[str, npt.NDArray[np.generic]]:
+    """Arrays of `encoder` or `decoder` in a CTranslate2 file, without that prefix; the whole file is checked.
+
+    Raises:
+        CorruptInputError: The file is cut, damaged or no Whisper model.
+    """
     if path.stat().st_size == 0:
         raise CorruptInputError(f"{path}: is empty")
     cursor = _Cursor(path)
@@ -222,7 +226,8 @@ def _read_variables(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         arrays[alias] = arrays[name]
     if cursor.num_left:
         raise CorruptInputError(f"{path}: {cursor.num_left} bytes left over")
-    return {name[8:]: array for name, array in arrays.items() if name.startswith("encoder/")}
+    prefix = f"{part}/"
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _openai_tensors(name: str, tensor: torch.Tensor, path: Path) -> State:
@@ -233,15 +238,20 @@ def _openai_tensors(name: str, tensor: torch.Tensor, path: Path) -> State:
     if match and match[2] in _CT2_BLOCK_NAMES:
         return {f"blocks.{match[1]}.{_CT2_BLOCK_NAMES[match[2]]}": tensor}
     if match and match[2] in ("self_attention/linear_0/weight", "self_attention/linear_0/bias"):
-        return _split_attention(f"blocks.{match[1]}.attn", match[2].rpartition("/")[2], tensor, path)
+        prefix, kind = f"blocks.{match[1]}.attn", match[2].rpartition("/")[2]
+        return split_attention(prefix, ("query", "key", "value"), kind, tensor, path)
     raise CorruptInputError(f"{path}: encoder/{name} is not part of a Whisper encoder")
 
 
-def _split_attention(prefix: str, kind: str, fused: torch.Tensor, path: Path) -> State:
-    """CTranslate2 stacks query, key and value; openai-whisper's key has no bias."""
-    if fused.shape[0] % 3:
-        raise CorruptInputError(f"{path}: {prefix}: {fused.shape[0]} rows are not query, key and value")
-    parts = dict(zip(("query", "key", "value"), fused.chunk(3), strict=True))
-    if kind == "bias" and parts.pop("key").any():
+def split_attention(prefix: str, parts: tuple[str, ...], kind: str, fused: torch.Tensor, path: Path) -> State:
+    """Takes apart what CTranslate2 stacks, such as query, key and value; openai-whisper's key has no bias.
+
+    Raises:
+        CorruptInputError: The rows are not those parts, or the key has a bias.
+    """
+    if fused.shape[0] % len(parts):
+        raise CorruptInputError(f"{path}: {prefix}: {fused.shape[0]} rows are not {', '.join(parts)}")
+    tensors = dict(zip(parts, fused.chunk(len(parts)), strict=True))
+    if kind == "bias" and tensors.pop("key").any():
         raise CorruptInputError(f"{path}: {prefix}: the bias of the key is not zero")
-    return {f"{prefix}.{name}.{kind}": part.contiguous() for name, part in parts.items()}
+    return {f"{prefix}.{name}.{kind}": tensor.contiguous() for name, tensor in tensors.items()}

@@ -25,7 +25,7 @@ def find_whisper_weights(encoder: str) -> Path:
     if (path := Path(name).expanduser()).exists():
         return path
     entry = load_weights_manifest().find(WHISPER + name)
-    if entry is not None and (packaged := _find_packaged(entry)) is not None:
+    if entry is not None and (packaged := find_packaged(entry)) is not None:
         return packaged
     cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "whisper" / f"{name}.pt"
     if cached.is_file():
@@ -36,8 +36,12 @@ def find_whisper_weights(encoder: str) -> Path:
     raise ConfigError(f"encoder {encoder}: no such path, not in {package}, and no {cached} of openai-whisper")
 
 
-def _find_packaged(entry: PackagedWeights) -> Path | None:
-    """File of the installed package; its code is not run."""
+def find_packaged(entry: PackagedWeights) -> Path | None:
+    """File of the installed package, None where it is not installed; its code is not run.
+
+    Raises:
+        CorruptInputError: It is not the pinned file.
+    """
     spec = importlib.util.find_spec(entry.package)
     if spec is None or spec.origin is None:
         return None

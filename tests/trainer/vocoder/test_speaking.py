@@ -1,0 +1,104 @@
+"""Whisper hears the recordings, and `speak` writes what a trained model says."""
+
+import wave
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmlm.cli import run
+from dmlm.pipeline.audio import load_waveform
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.shards import iter_samples, load_dataset_card
+from dmlm.trainer.vocoder import waveforms
+from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
+from dmlm.trainer.vocoder.listening import Listener, hear_recordings, hear_units, resample
+from dmlm.trainer.vocoder.model import VoiceShape
+from dmlm.trainer.vocoder.synthesis import open_vocoder
+from dmlm.trainer.vocoder.training import train_vocoder
+
+
+@pytest.fixture(scope="module")
+def vocoder_dir(spoken_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the units of the small spoken corpus; far from trained."""
+    directory: Path = tmp_path_factory.mktemp("vocoder") / "voice"
+    recipe = VocoderRecipe(shape=VoiceShape(width=16, dilations=(1,)), num_steps=2, batch_size=2)
+    train_vocoder(
+        TrainVocoderConfig(
+            shards=(spoken_run.shards,),
+            root=spoken_run.root,
+            out_dir=directory,
+            recipe=recipe,
+            device="cpu",
+        )
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def listener() -> Listener:
+    return Listener(device="cpu")
+
+
+def test_whisper_hears_the_recordings(spoken_run, listener: Listener) -> None:
+    keys = ["1-11-0002", "1-10-0001"]
+    heard = hear_recordings([spoken_run.shards], spoken_run.root, keys, ["en", None], listener)
+    for text, said in zip(heard, ["red doors stay open", "seven green birds"], strict=True):
+        assert (
+            SequenceMatcher(None, text.lower().replace("7", "seven"), said).ratio() > 0.85
+        )  # it joins some words
+
+
+def test_whisper_hears_all_of_a_long_recording_and_nothing_in_an_empty_one(
+    spoken_run, listener: Listener
+) -> None:
+    waveform = load_waveform(spoken_run.audio_path("train-tiny", 1))
+    long = np.concatenate([np.pad(waveform, (0, 480_000 - len(waveform))), waveform])
+    texts = listener.hear([long, waveform[:0]], ["en", "en"])
+    assert texts[0].lower().count("green") == 2
+    assert texts[1] == ""
+    with pytest.raises(ConfigError, match="English only"):
+        listener.hear([waveform], ["it"])
+
+
+def test_units_are_heard_in_order_through_the_vocoder(
+    spoken_run, vocoder_dir: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waveforms, "find_packaged", lambda entry: None)
+    fingerprint = load_dataset_card(spoken_run.shards).fingerprints[Modality.SPEECH]
+    vocoder = open_vocoder(vocoder_dir, fingerprint, "cpu")
+    units = [sample.speech_tokens for sample in iter_samples(spoken_run.shards)][:1]
+    heard = hear_units(
+        vocoder, [units[0][:0], *units], are_runs=False, languages=["en", "en"], listener=listener
+    )
+    assert len(heard) == 2
+    assert heard[0] == ""
+
+
+def test_resampling_keeps_the_duration() -> None:
+    waveform = np.sin(np.arange(22_050) / 10).astype(np.float32)
+    assert abs(len(resample(waveform, 22_050)) - 16_000) <= 1
+    assert len(resample(waveform[:0], 22_050)) == 0
+
+
+def test_speak_writes_a_wav_file_for_each_text(
+    vocoder_dir: Path,
+    spoken_run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(waveforms, "find_packaged", lambda entry: None)
+    arguments = ["--checkpoint", str(spoken_run.run), "--vocoder", str(vocoder_dir), "--device", "cpu"]
+    assert run(["speak", *arguments, "--out", str(tmp_path), "RED", "a"]) == 0
+    shown = capsys.readouterr()
+    for number, text in enumerate(["RED", "a"], 1):
+        path = tmp_path / f"{number:04d}.wav"
+        assert f"{path}\t{text}" in shown.out
+        with wave.open(str(path)) as file:
+            assert (file.getframerate(), file.getsampwidth()) == (22_050, 2)
+    assert "s of speech in" in shown.err
+    assert run(["speak", *arguments, "--out", str(tmp_path), "   "]) == 2
+    assert "nothing to say" in capsys.readouterr().err

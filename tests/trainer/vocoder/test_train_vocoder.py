@@ -1,0 +1,213 @@
+"""From shards and recordings to a vocoder: units are tones here, so that what was learnt can be seen."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from dmlm.pipeline.errors import CheckpointError, ConfigError, CorruptInputError, FingerprintMismatchError
+from dmlm.pipeline.samples import Modality, Sample
+from dmlm.pipeline.shards import DatasetCard, DatasetTotals, write_dataset_card, write_shard
+from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.vocabulary import Vocabulary
+from dmlm.trainer.vocoder import waveforms
+from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
+from dmlm.trainer.vocoder.mel import mel_bands
+from dmlm.trainer.vocoder.model import VoiceShape
+from dmlm.trainer.vocoder.recordings import draw_rows, find_utterances
+from dmlm.trainer.vocoder.synthesis import TrainedVocoder, open_vocoder
+from dmlm.trainer.vocoder.training import VocoderReport, train_vocoder
+
+TONES_HZ = (300, 700, 1500, 3000)
+LASTS = (5, 7, 9, 12)
+"""Frames of a run of each unit."""
+RATE_HZ = 16_000
+FINGERPRINT: Fingerprint = {"encoder": "tones", "layer": 1}
+RECIPE = VocoderRecipe(
+    shape=VoiceShape(width=32, dilations=(1, 2), duration_width=16),
+    num_steps=160,
+    batch_size=4,
+    stretch_units=40,
+    learning_rate=1e-2,
+)
+
+
+def make_units(number: int) -> np.ndarray:
+    order = np.random.default_rng(number).integers(0, 4, 3 if number == 0 else 12)
+    order = order[np.flatnonzero(np.diff(order, prepend=-1))]
+    return np.repeat(order, [LASTS[unit] for unit in order]).astype(np.int32)
+
+
+def write_recording(path: Path, units: np.ndarray) -> None:
+    phase = np.cumsum(np.repeat([TONES_HZ[unit] for unit in units], RATE_HZ // 50)) / RATE_HZ
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * phase), RATE_HZ)
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of tones in LibriSpeech's layout, with its data set in `shards`."""
+    root = tmp_path_factory.mktemp("tones")
+    samples = []
+    for number, split in enumerate(["train-tones"] * 8 + ["test-tones"] * 2):
+        chapter = root / "LibriSpeech" / split / "1" / "10"
+        chapter.mkdir(parents=True, exist_ok=True)
+        key, units = f"1-10-{number:04d}", make_units(number)
+        write_recording(chapter / f"{key}.flac", units)
+        samples.append(Sample(key=key, source="librispeech", split=split, speech_tokens=units))
+    vocabulary = Vocabulary(num_text=256, num_speech=4, num_image=0, bos_id=0, eos_id=0)
+    (root / "shards").mkdir()
+    record, footer = write_shard(
+        root / "shards", "x-000000", samples, vocabulary, task_sha256="task", num_in=len(samples)
+    )
+    card = DatasetCard(
+        name="tones",
+        shards=(record,),
+        totals=DatasetTotals.of([record], [footer]),
+        fingerprints={Modality.SPEECH: FINGERPRINT, Modality.TEXT: {}},
+        text_rule="lower",
+        vocabulary=vocabulary,
+        versions={},
+        settings={"source": "librispeech", "splits": ["test-tones", "train-tones"]},
+        licence="none",
+    )
+    write_dataset_card(root / "shards", card)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainVocoderConfig:
+    return TrainVocoderConfig(
+        shards=(tones / "shards",),
+        root=tones,
+        out_dir=tmp_path_factory.mktemp("vocoder") / "voice",
+        recipe=RECIPE,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def report(config: TrainVocoderConfig) -> VocoderReport:
+    return train_vocoder(config)
+
+
+@pytest.fixture
+def vocoder(
+    report: VocoderReport, config: TrainVocoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> TrainedVocoder:
+    """With Griffin-Lim, which takes no time."""
+    monkeypatch.setattr(waveforms, "find_packaged", lambda entry: None)
+    opened = open_vocoder(config.out_dir, FINGERPRINT, "cpu")
+    assert isinstance(opened, TrainedVocoder)
+    return opened
+
+
+def test_it_learns_from_the_training_split_only(report: VocoderReport, config: TrainVocoderConfig) -> None:
+    assert report.num_utterances == 8
+    card = json.loads((config.out_dir / "vocoder.json").read_text())
+    assert card["recipe"]["num_steps"] == 160
+    assert card["fingerprint"] == FINGERPRINT
+    assert "8 utterances" in report.table()
+
+
+def test_each_unit_sounds_as_in_the_recordings(vocoder: TrainedVocoder) -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    frames = torch.tensor(LASTS)[order]
+    mel_TM = vocoder.predict_mel(order.repeat_interleave(frames), are_runs=False)
+    assert len(mel_TM) == int(sum(LASTS) * 441 / 256)
+    middles = ((frames.cumsum(0) - frames / 2) * 441 / 256).int().tolist()
+    centres_hz = mel_bands().argmax(dim=1) * 22_050 / 1024
+    heard_hz = [float(centres_hz[mel_TM[middle].argmax()]) for middle in middles]
+    assert heard_hz == pytest.approx([1500, 300, 3000, 700], rel=0.15)
+
+
+def test_runs_last_as_long_as_in_the_recordings(vocoder: TrainedVocoder) -> None:
+    for rare, common in ((0, 3), (3, 0)):
+        order = [1, 2, common, 1, common, 2, common, rare]
+        expected = sum(LASTS[unit] for unit in order) * 441 / 256
+        mel_TM = vocoder.predict_mel(torch.tensor(order), are_runs=True)
+        assert len(mel_TM) == pytest.approx(expected, rel=0.15)
+
+
+def test_speech_is_as_long_as_its_units_and_the_same_every_time(vocoder: TrainedVocoder) -> None:
+    units = make_units(9)
+    spoken = vocoder.speak(units, are_runs=False)
+    assert len(spoken) == int(len(units) * 441 / 256) * 256
+    assert np.array_equal(spoken, vocoder.speak(units, are_runs=False))
+    assert len(vocoder.speak(units[:0], are_runs=True)) == 0
+    with pytest.raises(CorruptInputError, match="4"):
+        vocoder.speak(np.array([4], np.int32), are_runs=False)
+
+
+def test_the_same_seed_gives_the_same_vocoder(config: TrainVocoderConfig, tmp_path: Path) -> None:
+    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
+        short = replace(RECIPE, num_steps=3)
+        train_vocoder(replace(config, recipe=short, seed=seed, out_dir=tmp_path / name))
+    a, b, c = ((tmp_path / name / "vocoder.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_every_part_of_the_net_learns(config: TrainVocoderConfig, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    for name, steps in {"short": 2, "long": 4}.items():
+        recipe = replace(RECIPE, num_steps=steps, weight_decay=0.0)
+        train_vocoder(replace(config, recipe=recipe, out_dir=tmp_path / name))
+    short, long = (load_file(tmp_path / name / "vocoder.safetensors") for name in ("short", "long"))
+    assert not [name for name in short if torch.equal(short[name], long[name])]
+
+
+def test_other_units_are_refused_naming_both_sides(report: VocoderReport, config: TrainVocoderConfig) -> None:
+    with pytest.raises(FingerprintMismatchError, match="layer is 1 there and 2 in the model"):
+        open_vocoder(config.out_dir, {**FINGERPRINT, "layer": 2}, "cpu")
+
+
+def test_a_damaged_vocoder_is_refused(
+    report: VocoderReport, config: TrainVocoderConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="train-vocoder"):
+        open_vocoder(tmp_path, FINGERPRINT, "cpu")
+    shutil.copytree(config.out_dir, tmp_path / "voice")
+    weights = tmp_path / "voice" / "vocoder.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="changed or damaged"):
+        open_vocoder(tmp_path / "voice", FINGERPRINT, "cpu")
+    (tmp_path / "voice" / "vocoder.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        open_vocoder(tmp_path / "voice", FINGERPRINT, "cpu")
+
+
+def test_a_root_with_other_recordings_is_refused(
+    config: TrainVocoderConfig, tones: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "other"
+    shutil.copytree(tones / "LibriSpeech", root / "LibriSpeech")
+    write_recording(root / "LibriSpeech" / "train-tones" / "1" / "10" / "1-10-0001.flac", make_units(0))
+    with pytest.raises(FingerprintMismatchError, match=r"1-10-0001.*not what the units were made of"):
+        train_vocoder(replace(config, root=root, out_dir=tmp_path / "voice"))
+    assert not list((tmp_path / "voice").iterdir())
+    with pytest.raises(ConfigError, match="give the --root"):
+        find_utterances([tones / "shards"], root, ["nobody"])
+
+
+def test_an_out_folder_with_something_else_in_it_stays_as_it_is(
+    config: TrainVocoderConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"thesis\.txt"):
+        train_vocoder(replace(config, out_dir=tmp_path))
+
+
+def test_rows_are_drawn_up_to_the_seconds_asked_for(tones: Path) -> None:
+    shards = tones / "shards"
+    assert len(draw_rows([shards], ["*"], 1e6, seed=0)[shards]) == 10
+    assert len(draw_rows([shards], ["*"], 0.01, seed=0)[shards]) == 1
+    with pytest.raises(ConfigError, match="no speech in splits nowhere"):
+        draw_rows([shards], ["nowhere"], 10, seed=0)

@@ -1,0 +1,1 @@
+"""Speech out: speech units -> durations and mel -> waveform, and what Whisper hears in it."""

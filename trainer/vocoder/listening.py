@@ -1,0 +1,160 @@
+"""What Whisper hears in waveforms: speech made of units, and the recordings that units were made of.
+
+Suffixes: B window, M mel band, T mel frame.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance
+from dmlm.pipeline.converters.whisper import load_whisper_weights
+from dmlm.pipeline.converters.whisper_decoder import load_whisper_decoder
+from dmlm.pipeline.devices import open_device
+from dmlm.pipeline.encoders.weights import find_whisper_weights
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.progress import track
+from dmlm.pipeline.samples import TokenArray, Waveform
+from dmlm.trainer.vocoder.recordings import find_utterances
+from dmlm.trainer.vocoder.synthesis import UnitVocoder
+
+LISTENER: Final = "whisper:tiny.en"
+WINDOW_SAMPLES: Final = 30 * SAMPLING_RATE_HZ
+BATCH_SIZE: Final = 8
+ENGLISH: Final = "en"
+
+
+class Listener:
+    """A whole Whisper model: greedy, without timestamps, one window of 30 s after the other."""
+
+    def __init__(self, name: str = LISTENER, device: str = "auto") -> None:
+        """Opens Whisper by name or path, as `--encoder` takes it.
+
+        Raises:
+            ConfigError: Its weights cannot be found, or have no decoder that can be read.
+            CorruptInputError: Its weights are damaged.
+        """
+        self.name = name
+        self._model: Any = _open_whisper(find_whisper_weights(name)).to(open_device(device))
+
+    def hear(self, waveforms: Sequence[Waveform], languages: Sequence[str | None]) -> list[str]:
+        """What is said in each waveform of 16 kHz; nothing in an empty one.
+
+        Raises:
+            ConfigError: A language that this Whisper does not know.
+        """
+        texts: list[list[str]] = [[] for _ in waveforms]
+        windows = [
+            (number, waveform[start : start + WINDOW_SAMPLES])
+            for number, waveform in enumerate(waveforms)
+            for start in range(0, len(waveform), WINDOW_SAMPLES)
+        ]
+        by_language: dict[str, list[tuple[int, Waveform]]] = {}
+        for number, window in windows:
+            by_language.setdefault(languages[number] or ENGLISH, []).append((number, window))
+        for language, group in by_language.items():
+            for start in range(0, len(group), BATCH_SIZE):
+                batch = group[start : start + BATCH_SIZE]
+                heard = self._hear_batch([window for _, window in batch], language)
+                for (number, _), text in zip(batch, heard, strict=True):
+                    texts[number].append(text.strip())
+        return [" ".join(parts) for parts in texts]
+
+    def _hear_batch(self, windows: Sequence[Waveform], language: str) -> list[str]:
+        from whisper.audio import log_mel_spectrogram, pad_or_trim
+        from whisper.decoding import DecodingOptions, decode
+
+        if language != ENGLISH and not self._model.is_multilingual:
+            raise ConfigError(f"{self.name} hears English only, not {language}; name a multilingual Whisper")
+        mels = [
+            log_mel_spectrogram(pad_or_trim(torch.from_numpy(np.ascontiguousarray(window))), self._num_mels)
+            for window in windows
+        ]
+        options = DecodingOptions(language=language, without_timestamps=True, fp16=False)
+        mel_BMT = torch.stack(mels).to(self._model.device)
+        return [result.text for result in decode(self._model, mel_BMT, options)]
+
+    @property
+    def _num_mels(self) -> int:
+        num_mels: int = self._model.dims.n_mels
+        return num_mels
+
+
+def hear_units(
+    vocoder: UnitVocoder,
+    units: Sequence[TokenArray],
+    *,
+    are_runs: bool,
+    languages: Sequence[str | None],
+    listener: Listener,
+) -> list[str]:
+    """What Whisper hears in the speech made of each array of units.
+
+    Args:
+        vocoder: Of these units.
+        units: Modality-local ids.
+        are_runs: One unit stands for a run of equal ones, so that its duration is the vocoder's guess.
+        languages: Of each.
+        listener: Who hears.
+    """
+    pairs = zip(units, languages, strict=True)
+    spoken = (vocoder.speak(array, are_runs=are_runs, language=language) for array, language in pairs)
+    waveforms = [
+        resample(waveform, vocoder.sampling_rate_hz)
+        for waveform in track(spoken, "speak", total=len(units), unit="utterances")
+    ]
+    return listener.hear(waveforms, languages)
+
+
+def hear_recordings(
+    shard_dirs: Sequence[Path],
+    root: Path,
+    keys: Sequence[str],
+    languages: Sequence[str | None],
+    listener: Listener,
+) -> list[str]:
+    """What Whisper hears in the recordings that samples were made of.
+
+    Raises:
+        ConfigError: A corpus is not at `root`, or has no such sample.
+        AudioError: A recording cannot be read.
+    """
+    utterances = find_utterances(shard_dirs, root, keys)
+    waveforms = [load_utterance(utterances[key], SAMPLING_RATE_HZ) for key in keys]
+    return listener.hear(waveforms, languages)
+
+
+def resample(waveform: Waveform, rate_hz: int) -> Waveform:
+    """The waveform at 16 kHz."""
+    import soxr
+
+    if not len(waveform):
+        return waveform
+    resampled: Waveform = soxr.resample(waveform, rate_hz, SAMPLING_RATE_HZ, quality="HQ").astype(np.float32)
+    return resampled
+
+
+def _open_whisper(path: Path) -> Any:
+    from whisper.model import ModelDimensions, Whisper
+
+    encoder, decoder = load_whisper_weights(path), load_whisper_decoder(path)
+    dimensions = ModelDimensions(
+        n_mels=encoder.num_mels,
+        n_audio_ctx=encoder.num_positions,
+        n_audio_state=encoder.width,
+        n_audio_head=encoder.num_heads,
+        n_audio_layer=encoder.num_layers,
+        n_vocab=decoder.num_tokens,
+        n_text_ctx=decoder.num_positions,
+        n_text_state=decoder.width,
+        n_text_head=decoder.num_heads,
+        n_text_layer=decoder.num_layers,
+    )
+    model = Whisper(dimensions)
+    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state.items()}
+    tensors |= {f"decoder.{name}": tensor for name, tensor in decoder.state.items()}
+    model.load_state_dict(tensors, assign=True)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,86 @@
+"""`speak`: text -> units by the model -> waveform by the vocoder -> WAV files."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dmlm.pipeline.devices import open_device
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.samples import Modality, Sample
+from dmlm.pipeline.text_rules import apply_text_rule
+from dmlm.pipeline.tokenizers.text import load_text_tokenizer
+from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from dmlm.trainer.decoding import DecodingConfig
+from dmlm.trainer.generation import GREEDY, generate
+from dmlm.trainer.vocoder.synthesis import open_vocoder
+from dmlm.trainer.vocoder.wav import write_wav
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakConfig:
+    """What to say with what."""
+
+    checkpoint: Path
+    """A checkpoint, or a run folder whose newest checkpoint is used."""
+    vocoder: Path
+    """Folder of `train-vocoder`, or a Seamless model."""
+    out_dir: Path
+    language: str = "en"
+    decoding: DecodingConfig = GREEDY
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """One text, said."""
+
+    text: str
+    path: Path
+    """WAV file of 16 bit."""
+    duration_seconds: float
+    seconds: float
+    """To make it: its share of decoding, and the vocoder's work on it."""
+    is_finished: bool
+    """False: the model did not come to an end."""
+
+
+def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
+    """Says each text in a file `OUT/0001.wav`, `OUT/0002.wav`, …, in the order given.
+
+    Raises:
+        ConfigError: There is no checkpoint or vocoder, a text is empty, or the language has no token.
+        FingerprintMismatchError: The vocoder speaks other units than the model's.
+        CorruptInputError: Checkpoint or vocoder is damaged.
+    """
+    checkpoint = load_checkpoint(resolve_checkpoint(config.checkpoint), str(open_device(config.device)))
+    fingerprint = checkpoint.settings.fingerprints.get(Modality.SPEECH)
+    if fingerprint is None:
+        raise ConfigError(f"{checkpoint.path}: was trained without speech")
+    vocoder = open_vocoder(config.vocoder, fingerprint, config.device)
+    samples = [_sample_of(checkpoint, text, config.language) for text in texts]
+    start = time.monotonic()
+    outputs = {output.index: output for output in generate(checkpoint, "t2s", samples, config.decoding)}
+    share_seconds = (time.monotonic() - start) / max(1, len(texts))
+    are_runs = checkpoint.settings.recipe.sequence.collapse_runs
+    for index, text in enumerate(texts):
+        start, output = time.monotonic(), outputs[index]
+        waveform = vocoder.speak(output.tokens, are_runs=are_runs, language=config.language)
+        path = config.out_dir / f"{index + 1:04d}.wav"
+        write_wav(path, waveform, vocoder.sampling_rate_hz)
+        yield Spoken(
+            text=text,
+            path=path,
+            duration_seconds=len(waveform) / vocoder.sampling_rate_hz,
+            seconds=share_seconds + time.monotonic() - start,
+            is_finished=output.is_finished,
+        )
+
+
+def _sample_of(checkpoint: Checkpoint, text: str, language: str) -> Sample:
+    """The text under the rule of the first data set of the training."""
+    ruled = apply_text_rule(checkpoint.settings.datasets[0].text_rule, text)
+    if not ruled:
+        raise ConfigError(f"{text!r}: nothing to say")
+    tokens = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT).encode(ruled)
+    return Sample(key="", source="", split="", language=language, text_tokens=tokens)
