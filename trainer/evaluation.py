@@ -1,37 +1,39 @@
-"""`evaluate`: decode held-out samples, score them, and show that the model listens.
+"""`evaluate`: decode held-out samples of a task, score them, and show that the model listens or looks.
 
-shards -> references -> units -> hypotheses -> scores -> FILE and FILE.samples.jsonl
+shards -> references -> generate -> hypotheses -> scores -> FILE and FILE.samples.jsonl
 """
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, islice
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import dmlm
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.progress import track
-from dmlm.pipeline.storage import write_bytes, write_json
-from dmlm.pipeline.text_rules import apply_text_rule
+from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from dmlm.trainer.decoding import DecodingConfig
+from dmlm.trainer.evaluation_report import EvaluationReport, ScoredUtterance
+from dmlm.trainer.generation import Generated, Speed, generate
 from dmlm.trainer.references import (
+    SCORED_TASKS,
     Reference,
     choose_splits,
     open_matching_shards,
     read_references,
     training_text_hashes,
+    training_words,
+    words_of,
 )
-from dmlm.trainer.scoring import AsrMetrics, UtteranceScore, score_utterance, sum_scores
-from dmlm.trainer.transcription import transcribe_units
+from dmlm.trainer.scoring import Scores, warn_of_few_images
+from dmlm.trainer.task_scoring import SCORERS, clean_texts, neighbours, score_words
 
-_PACKAGES: Final = ("torch", "transformers", "jiwer", "openai-whisper")
+__all__ = ["EvaluateConfig", "EvaluationReport", "ScoredUtterance", "evaluate"]
 
 _logger = logging.getLogger(__name__)
 
@@ -49,208 +51,186 @@ class EvaluateConfig:
     """None: every split that the checkpoint was not trained on."""
     train_shards: tuple[Path, ...] = ()
     """Data sets, besides `shards`, whose training splits are searched for the references."""
+    vocoder: Path | None = None
+    """Of t2s: what makes waveforms of units."""
+    root: Path | None = None
+    """Of t2s: the corpora, to hear the recordings too."""
     limit: int | None = None
-    """Utterances to score, from the first; None: all."""
-    batch_size: int = 32
+    """Samples to score, from the first; None: all."""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
     device: str = "auto"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredUtterance:
-    """One line of `FILE.samples.jsonl`."""
-
-    key: str
-    source: str
-    split: str
-    reference: str
-    """After the text rule of its source."""
-    hypothesis: str
-    is_in_training: bool
-    """The same text occurs in the training data searched."""
-    score: UtteranceScore
-
-    def to_json(self) -> dict[str, Any]:
-        """Content of the line."""
-        edits = self.score.words_raw
-        return {
-            "key": self.key,
-            "source": self.source,
-            "split": self.split,
-            "reference": self.reference,
-            "hypothesis": self.hypothesis,
-            "is_in_training": self.is_in_training,
-            "wer": self.score.words.rate if self.score.words else None,
-            "wer_raw": edits.rate,
-            "num_words": edits.num_reference,
-            "num_substitutions": edits.num_substitutions,
-            "num_deletions": edits.num_deletions,
-            "num_insertions": edits.num_insertions,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationReport:
-    """Scores of a checkpoint."""
-
-    task: str
-    metrics: AsrMetrics
-    neighbour: AsrMetrics
-    """Each reference against what the model hears in the units of another text: near 1 if it listens."""
-    unseen: AsrMetrics | None
-    """Without references that occur in the training data; None: none of them does, or all do."""
-    groups: Mapping[str, AsrMetrics]
-    """By `source/split`."""
-    utterances: tuple[ScoredUtterance, ...]
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Result file, apart from settings and versions."""
-        neighbour = {"wer_neighbour": self.neighbour.wer, "wer_raw_neighbour": self.neighbour.wer_raw}
-        return {
-            "task": self.task,
-            "metrics": asdict(self.metrics) | neighbour,
-            "metrics_unseen": asdict(self.unseen) if self.unseen else None,
-            "groups": {name: asdict(metrics) for name, metrics in self.groups.items()},
-            "num_samples": len(self.utterances),
-            "seconds": round(self.seconds, 3),
-        }
-
-    def table(self) -> str:
-        """A few lines for people."""
-        rows = {**self.groups, "all": self.metrics, "neighbour's units": self.neighbour}
-        if self.unseen:
-            rows["text not in training"] = self.unseen
-        width = max(map(len, rows))
-        return "\n".join(
-            [
-                f"{self.task}: {len(self.utterances)} utterances in {self.seconds:.1f} s",
-                f"{'':{width}}  utterances       WER   WER raw       CER",
-                *(f"{name:{width}}  {_describe(metrics)}" for name, metrics in rows.items()),
-            ]
-        )
-
-
 def evaluate(config: EvaluateConfig) -> EvaluationReport:
-    """Scores a checkpoint; writes `config.out_path` and, beside it, `.samples.jsonl` with every utterance.
+    """Scores a checkpoint; writes `config.out_path` and, beside it, `.samples.jsonl` with every sample.
 
     Raises:
         ConfigError: There is no checkpoint, no such task, or nothing to score.
         FingerprintMismatchError: Checkpoint and shards were made with different tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
-        MissingDependencyError: jiwer or openai-whisper is not installed.
+        MissingDependencyError: A scorer's package is not installed.
     """
     start = time.monotonic()
-    if config.task != "asr":
-        raise ConfigError(f"task {config.task!r} cannot be scored: only asr can")
+    _check_task(config)
     checkpoint = load_checkpoint(resolve_checkpoint(config.checkpoint), str(open_device(config.device)))
     trained_splits = checkpoint.settings.recipe.splits
-    shards = open_matching_shards(config.shards, checkpoint)
+    shards = open_matching_shards(config.shards, checkpoint, config.task)
     splits = choose_splits(shards, config.splits, trained_splits)
-    references = list(islice(read_references(shards, splits), config.limit))
+    references = list(islice(read_references(shards, splits, config.task), config.limit))
     if not references:
-        raise ConfigError(f"no utterance with speech units and text in the splits {', '.join(splits)}")
-    hypotheses = _transcribe(checkpoint, references, config.batch_size)
-    training_shards = [*shards, *open_matching_shards(config.train_shards, checkpoint)]
-    training_texts = training_text_hashes(training_shards, trained_splits)
+        raise ConfigError(f"no sample for the task {config.task} in the splits {', '.join(splits)}")
+    if config.task == "i2t":
+        warn_of_few_images(len(references))
+    outputs, seconds = _generate(checkpoint, config, references)
+    hypotheses, heard = _read_outputs(checkpoint, config, references, outputs)
+    training_shards = [*shards, *open_matching_shards(config.train_shards, checkpoint, config.task)]
+    training_texts = training_text_hashes(training_shards, trained_splits, config.task)
+    known_words = training_words(training_shards, trained_splits, config.task)
     utterances = tuple(
-        _score_utterance(reference, hypothesis, reference.text_hash in training_texts)
-        for reference, hypothesis in zip(references, hypotheses, strict=True)
+        _record(
+            config.task,
+            reference,
+            hypotheses[place],
+            is_in_training=not training_texts.isdisjoint(reference.hashes),
+            has_known_words=known_words.issuperset(words_of(" ".join(reference.texts))),
+            num_tokens=len(outputs[place].tokens),
+            others={name: texts[place] for name, texts in heard.items()},
+        )
+        for place, reference in enumerate(references)
     )
     report = EvaluationReport(
         task=config.task,
-        metrics=sum_scores(utterance.score for utterance in utterances),
-        neighbour=_score_neighbours(references, hypotheses),
-        unseen=_score_unseen(utterances),
-        groups=_score_groups(utterances),
+        metrics=SCORERS[config.task](references, hypotheses),
+        neighbour=_score_neighbours(config.task, references, hypotheses),
+        subsets=_score_subsets(config.task, references, utterances),
+        groups=_score_groups(config.task, references, hypotheses),
+        controls={name: SCORERS[config.task](references, texts) for name, texts in heard.items()},
+        speed=Speed.of(outputs, seconds, _audio_seconds(config.task, references)),
         utterances=utterances,
         seconds=time.monotonic() - start,
     )
-    _write(config, checkpoint, splits, report)
+    report.write(config.out_path, _settings(config, checkpoint, splits))
     return report
 
 
-def _transcribe(checkpoint: Checkpoint, references: Sequence[Reference], batch_size: int) -> list[str]:
-    units, languages = [r.units for r in references], [r.language for r in references]
-    texts = transcribe_units(checkpoint, units, languages, batch_size)
-    by_index = dict(track(texts, "decode", total=len(references), unit="utterances"))
-    return [by_index[index] for index in range(len(references))]
+def _check_task(config: EvaluateConfig) -> None:
+    if config.task not in SCORED_TASKS:
+        raise ConfigError(f"task {config.task!r} cannot be scored: one of {', '.join(SCORED_TASKS)}")
+    if config.task == "t2s" and config.vocoder is None:
+        raise ConfigError("--task t2s needs --vocoder: what `dmlm-cli train-vocoder` wrote")
 
 
-def _score_utterance(reference: Reference, hypothesis: str, is_in_training: bool) -> ScoredUtterance:
+def _record(
+    task: str,
+    reference: Reference,
+    hypothesis: str,
+    *,
+    is_in_training: bool,
+    has_known_words: bool,
+    num_tokens: int,
+    others: Mapping[str, str],
+) -> ScoredUtterance:
     return ScoredUtterance(
-        key=reference.key,
-        source=reference.source,
-        split=reference.split,
-        reference=apply_text_rule(reference.text_rule, reference.text),
+        key=reference.sample.key,
+        source=reference.sample.source,
+        split=reference.sample.split,
+        references=tuple(clean_texts(reference)),
         hypothesis=hypothesis,
         is_in_training=is_in_training,
-        score=_score_text(reference, hypothesis),
+        has_known_words=has_known_words,
+        score=score_words(task, reference, hypothesis),
+        num_tokens=num_tokens,
+        others=others,
     )
 
 
-def _score_text(reference: Reference, hypothesis: str) -> UtteranceScore:
-    return score_utterance(reference.text, hypothesis, reference.text_rule, reference.language)
+def _generate(
+    checkpoint: Checkpoint, config: EvaluateConfig, references: Sequence[Reference]
+) -> tuple[list[Generated], float]:
+    samples = [reference.sample for reference in references]
+    start = time.perf_counter()
+    outputs = generate(checkpoint, config.task, samples, config.decoding)
+    by_index = {o.index: o for o in track(outputs, "decode", total=len(samples), unit="samples")}
+    return [by_index[index] for index in range(len(samples))], time.perf_counter() - start
 
 
-def _score_neighbours(references: Sequence[Reference], hypotheses: Sequence[str]) -> AsrMetrics:
-    """Scores each reference with the units of the next utterance of its language that has another text.
+def _read_outputs(
+    checkpoint: Checkpoint,
+    config: EvaluateConfig,
+    references: Sequence[Reference],
+    outputs: Sequence[Generated],
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Texts of the outputs, and of speech what is heard in its controls."""
+    tokens = [output.tokens for output in outputs]
+    if config.task == "t2s":
+        from dmlm.trainer.speech_evaluation import hear_speech
 
-    Nothing needs decoding again: a prompt holds units and language only, so it would be the neighbour's own.
-    """
-    scores = []
-    for index, reference in enumerate(references):
-        for other in chain(range(index + 1, len(references)), range(index)):
-            neighbour = references[other]
-            if neighbour.language == reference.language and neighbour.text_hash != reference.text_hash:
-                scores.append(_score_text(reference, hypotheses[other]))
-                break
-    return sum_scores(scores)
+        assert config.vocoder is not None, "checked before anything is decoded"
+        return hear_speech(
+            checkpoint,
+            references,
+            tokens,
+            vocoder_dir=config.vocoder,
+            shard_dirs=config.shards,
+            root=config.root,
+            device=config.device,
+        )
+    tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
+    return [tokenizer.decode(part).strip() for part in tokens], {}
 
 
-def _score_unseen(utterances: Sequence[ScoredUtterance]) -> AsrMetrics | None:
-    unseen = [utterance.score for utterance in utterances if not utterance.is_in_training]
-    num_seen = len(utterances) - len(unseen)
+def _audio_seconds(task: str, references: Sequence[Reference]) -> float:
+    if task not in ("asr", "s2tt"):
+        return 0.0
+    return sum(reference.sample.duration_seconds or 0.0 for reference in references)
+
+
+def _score_neighbours(task: str, references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
+    """Nothing is decoded again: a prompt holds source and languages only, so it is the neighbour's own."""
+    pairs = neighbours(references)
+    return SCORERS[task]([references[index] for index in pairs], [hypotheses[n] for n in pairs.values()])
+
+
+def _score_subsets(
+    task: str, references: Sequence[Reference], utterances: Sequence[ScoredUtterance]
+) -> dict[str, Scores]:
+    """Without the texts that were trained on, and without words that never were."""
+    num_seen = sum(utterance.is_in_training for utterance in utterances)
     if num_seen:
         _logger.warning(
             "%d of %d references occur word for word in the training data; the samples file marks them",
             num_seen,
             len(utterances),
         )
-    return sum_scores(unseen) if num_seen and unseen else None
+    places = {
+        "text not in training": [p for p, u in enumerate(utterances) if not u.is_in_training],
+        "all words in training": [p for p, u in enumerate(utterances) if u.has_known_words],
+    }
+    return {
+        name: SCORERS[task]([references[p] for p in subset], [utterances[p].hypothesis for p in subset])
+        for name, subset in places.items()
+        if 0 < len(subset) < len(utterances)
+    }
 
 
-def _score_groups(utterances: Sequence[ScoredUtterance]) -> dict[str, AsrMetrics]:
-    groups: dict[str, list[UtteranceScore]] = {}
-    for utterance in utterances:
-        groups.setdefault(f"{utterance.source}/{utterance.split}", []).append(utterance.score)
-    return {name: sum_scores(scores) for name, scores in groups.items()}
+def _score_groups(task: str, references: Sequence[Reference], hypotheses: Sequence[str]) -> dict[str, Scores]:
+    places: dict[str, list[int]] = {}
+    for place, reference in enumerate(references):
+        places.setdefault(f"{reference.sample.source}/{reference.sample.split}", []).append(place)
+    return {
+        name: SCORERS[task]([references[p] for p in group], [hypotheses[p] for p in group])
+        for name, group in places.items()
+    }
 
 
-def _write(
-    config: EvaluateConfig, checkpoint: Checkpoint, splits: Sequence[str], report: EvaluationReport
-) -> None:
-    lines = [json.dumps(u.to_json(), ensure_ascii=False) + "\n" for u in report.utterances]
-    write_bytes(config.out_path.with_name(f"{config.out_path.name}.samples.jsonl"), "".join(lines).encode())
-    settings = {
+def _settings(config: EvaluateConfig, checkpoint: Checkpoint, splits: Sequence[str]) -> Mapping[str, Any]:
+    return {
         "checkpoint": str(checkpoint.path),
         "step": checkpoint.step,
         "shards": [str(directory) for directory in config.shards],
+        "train_shards": [str(directory) for directory in config.train_shards],
         "splits": list(splits),
         "limit": config.limit,
-        "batch_size": config.batch_size,
+        "vocoder": str(config.vocoder) if config.vocoder else None,
+        "decoding": asdict(config.decoding),
     }
-    write_json(config.out_path, report.to_json() | {"settings": settings, "versions": _versions()})
-
-
-def _versions() -> dict[str, str]:
-    versions = {"dmlm": dmlm.__version__}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    return versions
-
-
-def _describe(metrics: AsrMetrics) -> str:
-    rates = (metrics.wer, metrics.wer_raw, metrics.cer)
-    cells = ("-" if rate is None else f"{100 * rate:.1f} %" for rate in rates)
-    return f"{metrics.num_utterances:10}" + "".join(f"{cell:>10}" for cell in cells)

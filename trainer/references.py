@@ -1,32 +1,42 @@
-"""What is scored: the utterances of data sets that fit a checkpoint, and what they are compared with."""
+"""What is scored: samples of data sets that fit a checkpoint and a task, and what they are compared with."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Final
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
-from dmlm.pipeline.samples import Modality, TokenArray
+from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.shards import DatasetCard, ShardReader, load_dataset_card, open_shard
+from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.trainer.checkpoint import Checkpoint
+from dmlm.trainer.tasks import TASKS
+
+SCORED_TASKS: Final = ("asr", "s2tt", "i2t", "t2s")
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reference:
-    """One utterance to be scored."""
+    """One sample to be scored: what the model is given, and the texts that would be right."""
 
-    key: str
-    source: str
-    split: str
-    text: str
-    """As the corpus has it."""
-    text_rule: str
-    text_hash: str
+    sample: Sample
+    texts: tuple[str, ...]
+    """As the corpus has them; several for an image with several captions. For t2s, what is to be said."""
+    hashes: tuple[str, ...]
+    """Of the texts."""
     language: str | None
-    units: TokenArray
+    """Of the texts."""
+    text_rule: str
+
+    @property
+    def image(self) -> tuple[str, str, str | None]:
+        """Equal for the captions of one image."""
+        return self.sample.source, self.sample.split, self.sample.image_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,18 +47,18 @@ class ScoredShard:
     text_rule: str
 
 
-def open_matching_shards(directories: Sequence[Path], checkpoint: Checkpoint) -> list[ScoredShard]:
+def open_matching_shards(directories: Sequence[Path], checkpoint: Checkpoint, task: str) -> list[ScoredShard]:
     """Opens all shards of data sets made with the tokenizers that the checkpoint was trained with.
 
     Raises:
-        ConfigError: A folder is not there, or the checkpoint knows no speech.
+        ConfigError: A folder is not there, or the checkpoint does not know what the task needs.
         FingerprintMismatchError: A data set was made with other tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
     """
     shards = []
     for directory in directories:
         card = load_dataset_card(directory)
-        _check_fingerprints(checkpoint, directory, card)
+        _check_fingerprints(checkpoint, directory, card, task)
         shards += [
             ScoredShard(reader=open_shard(directory, record.name), text_rule=card.text_rule)
             for record in card.shards
@@ -75,31 +85,77 @@ def choose_splits(
     return held_out or present
 
 
-def read_references(shards: Sequence[ScoredShard], splits: Sequence[str]) -> Iterator[Reference]:
-    """Yields every utterance of the splits that has speech units and text, in order."""
-    names = ("key", "source", "split", "text", "text_hash", "language")
+def read_references(shards: Sequence[ScoredShard], splits: Sequence[str], task: str) -> Iterator[Reference]:
+    """Yields every sample of the splits that has what the task needs, in order; an image once."""
+    counts = [f"num_{member}_tokens" for member in TASKS[task].members]
+    text = _text_member(task)
+    gathered: list[Reference] = []
     for shard in shards:
         for row, fields in enumerate(shard.reader.index.to_pylist()):
-            if fields["split"] in splits and fields["num_speech_tokens"] and fields["num_text_tokens"]:
-                yield Reference(
-                    **{name: fields[name] for name in names},
-                    text_rule=shard.text_rule,
-                    units=shard.reader.read_tokens(row, "speech"),
-                )
+            if fields["split"] not in splits or not all(fields[name] for name in counts):
+                continue
+            reference = Reference(
+                sample=shard.reader.read_sample(row),
+                texts=(fields[text],),
+                hashes=(fields[_hash_column(text)],),
+                language=fields["translation_language" if task == "s2tt" else "language"],
+                text_rule=shard.text_rule,
+            )
+            if task != "i2t":
+                yield reference
+                continue
+            if gathered and reference.image != gathered[0].image:
+                yield _join(gathered)
+                gathered = []
+            gathered.append(reference)
+    if gathered:
+        yield _join(gathered)
 
 
-def training_text_hashes(shards: Sequence[ScoredShard], trained_splits: Sequence[str]) -> set[str]:
-    """Hashes of all texts in the splits that the checkpoint was trained on."""
+def training_text_hashes(shards: Sequence[ScoredShard], trained_splits: Sequence[str], task: str) -> set[str]:
+    """Hashes of all texts of the task's kind in the splits that the checkpoint was trained on."""
+    column = _hash_column(_text_member(task))
     return {
-        row["text_hash"]
+        row[column]
         for shard in shards
-        for row in shard.reader.index.select(["split", "text_hash"]).to_pylist()
-        if _matches(row["split"], trained_splits)
+        for row in shard.reader.index.select(["split", column]).to_pylist()
+        if row[column] and _matches(row["split"], trained_splits)
     }
 
 
-def _check_fingerprints(checkpoint: Checkpoint, directory: Path, card: DatasetCard) -> None:
-    for modality in (Modality.SPEECH, Modality.TEXT):
+def training_words(shards: Sequence[ScoredShard], trained_splits: Sequence[str], task: str) -> set[str]:
+    """Words, as `words_of` gives them, of all texts of the task's kind in the splits trained on."""
+    member = _text_member(task)
+    return {
+        word
+        for shard in shards
+        for row in shard.reader.index.select(["split", member]).to_pylist()
+        if row[member] and _matches(row["split"], trained_splits)
+        for word in words_of(row[member])
+    }
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+def _join(captions: Sequence[Reference]) -> Reference:
+    """One reference with the texts of all."""
+    texts = tuple(text for caption in captions for text in caption.texts)
+    return replace(captions[0], texts=texts, hashes=tuple(mark for c in captions for mark in c.hashes))
+
+
+def _text_member(task: str) -> str:
+    return "translation" if task == "s2tt" else "text"
+
+
+def _hash_column(text: str) -> str:
+    return "translation_hash" if text == "translation" else "text_hash"
+
+
+def _check_fingerprints(checkpoint: Checkpoint, directory: Path, card: DatasetCard, task: str) -> None:
+    for modality in {Modality.TEXT, *(MODALITY_OF[member] for member in TASKS[task].members)}:
         ours, theirs = checkpoint.settings.fingerprints.get(modality), card.fingerprints.get(modality)
         if ours is None:
             raise ConfigError(f"{checkpoint.path}: was trained without {modality}")

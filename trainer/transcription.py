@@ -1,9 +1,12 @@
-"""Speech to text with a trained checkpoint: audio file -> windows -> units -> prompt -> text."""
+"""Speech to text with a trained checkpoint: audio files -> windows -> units -> prompts -> text.
+
+The text is what was said, or its translation.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -15,19 +18,21 @@ from dmlm.pipeline.tokenizers import SpeechTokenizer
 from dmlm.pipeline.tokenizers.registry import Tokenizers
 from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from dmlm.trainer.decoding import decode_greedy
-from dmlm.trainer.tasks import TASKS, build_prompt
+from dmlm.trainer.decoding import DecodingConfig
+from dmlm.trainer.generation import GREEDY, generate
 
 MAX_WINDOW_SECONDS: Final = 30.0
 """Whisper's window; training data holds hardly anything longer."""
 UNITS_PER_SECOND: Final = 50
 SHARE_FOR_UNITS: Final = 0.75
 """Of the model's positions; the rest is left for the text."""
-NUM_SPARE_TOKENS: Final = 16
-"""A text of more tokens than units, and these, was never spoken."""
 CUT_BETWEEN: Final = (0.8, 0.97)
 """Part of a window in which the cut is looked for, as shares of its length."""
+FILES_AT_ONCE: Final = 16
+"""Their windows are decoded together."""
 _HOP_SECONDS, _QUIET_HOPS = 0.02, 10
+
+SpeechTask = Literal["asr", "s2tt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +46,24 @@ class Transcript:
     error: AudioError | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Recording:
+    path: Path
+    units: tuple[TokenArray, ...] = ()
+    """Of its windows."""
+    error: AudioError | None = None
+
+
 def transcribe(
-    checkpoint_dir: Path, files: Sequence[Path], device: str = "auto", language: str = "en"
+    checkpoint_dir: Path,
+    files: Sequence[Path],
+    device: str = "auto",
+    language: str = "en",
+    *,
+    task: SpeechTask = "asr",
+    decoding: DecodingConfig = GREEDY,
 ) -> Iterator[Transcript]:
-    """Transcribes audio files of any length, in the order given.
+    """Transcribes or translates audio files of any length, in the order given.
 
     A file that cannot be read gives a transcript with an error, and the next file comes all the same.
 
@@ -52,46 +71,49 @@ def transcribe(
         checkpoint_dir: A checkpoint, or a run folder whose newest checkpoint is used.
         files: WAV, FLAC, MP3 or OGG.
         device: auto, cpu, cuda or cuda:N.
-        language: Language spoken; the prompt names it, as in training.
+        language: Of the text; the prompt names it, as in training.
+        task: asr or s2tt.
+        decoding: How tokens are chosen.
 
     Raises:
-        ConfigError: There is no checkpoint, or it knows no speech.
+        ConfigError: There is no checkpoint, it knows no speech, or the language has no token.
         CheckpointError: The checkpoint is damaged.
     """
     checkpoint = load_checkpoint(resolve_checkpoint(checkpoint_dir), str(open_device(device)))
     tokenizer = Tokenizers(checkpoint.codebook_dir, device).speech
     if tokenizer is None:
         raise ConfigError(f"{checkpoint.path}: was trained without speech")
-    for path in files:
-        try:
-            yield _transcribe_file(checkpoint, tokenizer, path, language)
-        except AudioError as error:
-            yield Transcript(path=path, error=error)
+    num_positions = checkpoint.model.config.max_position_embeddings
+    window_seconds = min(MAX_WINDOW_SECONDS, SHARE_FOR_UNITS * num_positions / UNITS_PER_SECOND)
+    for start in range(0, len(files), FILES_AT_ONCE):
+        recordings = [
+            _read_recording(tokenizer, path, window_seconds) for path in files[start : start + FILES_AT_ONCE]
+        ]
+        yield from _write_out(checkpoint, recordings, language, task, decoding)
 
 
-def transcribe_units(
+def text_of_units(
     checkpoint: Checkpoint,
     units: Sequence[TokenArray],
     languages: Sequence[str | None],
-    batch_size: int = 32,
-) -> Iterator[tuple[int, str]]:
-    """Yields the index and the text of each array of speech units, similar lengths together, not in order."""
-    vocabulary, sequence = checkpoint.vocabulary, checkpoint.settings.recipe.sequence
+    task: SpeechTask = "asr",
+    decoding: DecodingConfig = GREEDY,
+) -> list[str]:
+    """Text of each array of speech units, in order, or its translation; `languages` are of the texts."""
     samples = [
-        Sample(key=str(index), source="", split="", language=language, speech_tokens=tokens)
+        Sample(
+            key=str(index),
+            source="",
+            split="",
+            language=language if task == "asr" else None,
+            translation_language=language,
+            speech_tokens=tokens,
+        )
         for index, (tokens, language) in enumerate(zip(units, languages, strict=True))
     ]
     text_tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
-    outputs = decode_greedy(
-        checkpoint.model,
-        [build_prompt(TASKS["asr"], sample, vocabulary, sequence) for sample in samples],
-        allowed=vocabulary.text,
-        eos_id=vocabulary.eos_id,
-        max_new_tokens=[len(tokens) + NUM_SPARE_TOKENS for tokens in units],
-        batch_size=batch_size,
-    )
-    for index, tokens in outputs:
-        yield index, text_tokenizer.decode(tokens).strip()
+    outputs = {output.index: output.tokens for output in generate(checkpoint, task, samples, decoding)}
+    return [text_tokenizer.decode(outputs[index]).strip() for index in range(len(units))]
 
 
 def cut_recording(path: Path, window_seconds: float, sampling_rate_hz: int) -> Iterator[Waveform]:
@@ -109,18 +131,33 @@ def cut_recording(path: Path, window_seconds: float, sampling_rate_hz: int) -> I
     yield load_waveform(path, start, sampling_rate_hz=sampling_rate_hz)
 
 
-def _transcribe_file(
-    checkpoint: Checkpoint, tokenizer: SpeechTokenizer, path: Path, language: str
-) -> Transcript:
-    num_positions = checkpoint.model.config.max_position_embeddings
-    window_seconds = min(MAX_WINDOW_SECONDS, SHARE_FOR_UNITS * num_positions / UNITS_PER_SECOND)
-    units = list(tokenizer.encode(cut_recording(path, window_seconds, tokenizer.sampling_rate_hz)))
-    texts = dict(transcribe_units(checkpoint, units, [language] * len(units)))
-    return Transcript(
-        path=path,
-        text=" ".join(texts[index] for index in range(len(units)) if texts[index]),
-        duration_seconds=recording_seconds(path),
-    )
+def _read_recording(tokenizer: SpeechTokenizer, path: Path, window_seconds: float) -> _Recording:
+    try:
+        windows = cut_recording(path, window_seconds, tokenizer.sampling_rate_hz)
+        return _Recording(path=path, units=tuple(tokenizer.encode(windows)))
+    except AudioError as error:
+        return _Recording(path=path, error=error)
+
+
+def _write_out(
+    checkpoint: Checkpoint,
+    recordings: Sequence[_Recording],
+    language: str,
+    task: SpeechTask,
+    decoding: DecodingConfig,
+) -> Iterator[Transcript]:
+    units = [window for recording in recordings for window in recording.units]
+    texts = iter(text_of_units(checkpoint, units, [language] * len(units), task, decoding))
+    for recording in recordings:
+        if recording.error is not None:
+            yield Transcript(path=recording.path, error=recording.error)
+            continue
+        parts = [next(texts) for _ in recording.units]
+        yield Transcript(
+            path=recording.path,
+            text=" ".join(part for part in parts if part),
+            duration_seconds=recording_seconds(recording.path),
+        )
 
 
 def _find_quiet_point(window: Waveform, sampling_rate_hz: int) -> int:

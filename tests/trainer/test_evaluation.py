@@ -11,9 +11,10 @@ from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.shards import iter_samples
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
 from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
+from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.evaluation import EvaluateConfig, EvaluationReport, evaluate
 from dmlm.trainer.scoring import score_asr
-from dmlm.trainer.transcription import transcribe_units
+from dmlm.trainer.transcription import text_of_units
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_model_that_knows_its_training_data_by_heart_scores_zero_and_listens(con
     report = evaluate(replace(config, splits=("train-tiny",)))
     assert report.metrics.wer == report.metrics.wer_raw == report.metrics.cer == 0
     assert report.neighbour.wer_raw > 0.8
-    assert report.neighbour.num_utterances == 4
+    assert report.neighbour.num_samples == 4
 
 
 def test_splits_held_out_of_training_are_scored_by_default(config: EvaluateConfig) -> None:
@@ -63,7 +64,19 @@ def test_files_hold_what_the_report_says(config: EvaluateConfig) -> None:
     again = score_asr(
         [line["reference"] for line in lines], [line["hypothesis"] for line in lines], "lower", "en"
     )
-    assert again == report.metrics
+    assert (again.wer, again.wer_raw, again.cer) == (
+        report.metrics.wer,
+        report.metrics.wer_raw,
+        report.metrics.cer,
+    )
+    assert again.num_substitutions == result["metrics"]["num_substitutions"]
+    low, high = result["metrics"]["wer_interval"]
+    assert low <= report.metrics.wer <= high
+    speed = result["speed"]
+    assert speed["num_tokens"] == sum(line["num_tokens"] for line in lines) > 0
+    assert speed["tokens_per_second"] > 0
+    assert 0 < speed["first_token_seconds"] <= speed["decode_seconds"]
+    assert speed["real_time_factor"] > 0
 
 
 def test_control_equals_decoding_the_neighbours_units(config: EvaluateConfig, spoken_run) -> None:
@@ -71,9 +84,11 @@ def test_control_equals_decoding_the_neighbours_units(config: EvaluateConfig, sp
     checkpoint = load_checkpoint(resolve_checkpoint(spoken_run.run))
     samples = [sample for sample in iter_samples(spoken_run.shards) if sample.split == "train-tiny"]
     swapped = [sample.speech_tokens for sample in [*samples[1:], samples[0]]]
-    texts = dict(transcribe_units(checkpoint, swapped, ["en"] * len(samples), batch_size=2))
-    hypotheses = [texts[index] for index in range(len(samples))]
-    assert score_asr([sample.text for sample in samples], hypotheses, "lower", "en") == report.neighbour
+    hypotheses = text_of_units(
+        checkpoint, swapped, ["en"] * len(samples), "asr", DecodingConfig(batch_size=2)
+    )
+    metrics = score_asr([sample.text for sample in samples], hypotheses, "lower", "en")
+    assert (metrics.wer, metrics.cer) == (report.neighbour.wer, report.neighbour.cer)
 
 
 def test_references_that_occur_in_training_are_named_and_scored_apart(
@@ -82,9 +97,22 @@ def test_references_that_occur_in_training_are_named_and_scored_apart(
     report = evaluate(config)
     assert [utterance.is_in_training for utterance in report.utterances] == [True, False, False]
     assert "1 of 3 references" in caplog.text
-    assert report.unseen.num_utterances == 2
-    assert json.loads(config.out_path.read_text())["metrics_unseen"]["num_utterances"] == 2
+    assert report.subsets["text not in training"].num_samples == 2
+    written = json.loads(config.out_path.read_text())["subsets"]["text not in training"]
+    assert written["num_samples"] == 2
     assert "text not in training" in report.table()
+
+
+def test_samples_without_words_that_training_lacks_are_scored_apart(
+    config: EvaluateConfig, spoken_run
+) -> None:
+    report = evaluate(config)
+    trained = [s.text for s in iter_samples(spoken_run.shards) if s.split == "train-tiny"]
+    words = set(" ".join(trained).lower().split())
+    expected = [words.issuperset(utterance.references[0].split()) for utterance in report.utterances]
+    assert [utterance.has_known_words for utterance in report.utterances] == expected
+    assert 0 < sum(expected) < 3
+    assert report.subsets["all words in training"].num_samples == sum(expected)
 
 
 def test_training_texts_are_also_looked_for_in_other_data_sets(
@@ -116,7 +144,14 @@ def test_batch_size_changes_nothing(config: EvaluateConfig) -> None:
     def hypotheses(report: EvaluationReport) -> list[str]:
         return [utterance.hypothesis for utterance in report.utterances]
 
-    assert hypotheses(evaluate(replace(config, batch_size=1))) == hypotheses(evaluate(config))
+    one_by_one = replace(config, decoding=DecodingConfig(batch_size=1))
+    assert hypotheses(evaluate(one_by_one)) == hypotheses(evaluate(config))
+
+
+def test_beams_are_written_into_the_settings(config: EvaluateConfig) -> None:
+    report = evaluate(replace(config, splits=("train-tiny",), decoding=DecodingConfig(num_beams=3)))
+    assert report.metrics.wer == 0
+    assert json.loads(config.out_path.read_text())["settings"]["decoding"]["num_beams"] == 3
 
 
 def test_unknown_split_names_those_that_are_there(config: EvaluateConfig) -> None:
@@ -126,8 +161,12 @@ def test_unknown_split_names_those_that_are_there(config: EvaluateConfig) -> Non
 
 
 def test_unknown_task_is_refused(config: EvaluateConfig) -> None:
-    with pytest.raises(ConfigError, match="only asr"):
-        evaluate(replace(config, task="s2tt"))
+    with pytest.raises(ConfigError, match="asr, s2tt, i2t, t2s"):
+        evaluate(replace(config, task="speech"))
+    with pytest.raises(ConfigError, match="--vocoder"):
+        evaluate(replace(config, task="t2s"))
+    with pytest.raises(ConfigError, match="without image"):
+        evaluate(replace(config, task="i2t"))
 
 
 def test_shards_of_another_codebook_are_refused_naming_both_sides(
@@ -175,7 +214,7 @@ def test_all_splits_are_scored_with_a_notice_when_none_was_held_out(
     )
     report = evaluate(replace(config, shards=(train_only,)))
     assert len(report.utterances) == 4
-    assert report.unseen is None
+    assert report.subsets == {}
     assert "no split was held out of training" in caplog.text
 
 

@@ -1,12 +1,14 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlm.pipeline.errors import MissingDependencyError
-from dmlm.trainer.scoring import EditCounts, score_asr, score_utterance, sum_scores
+from dmlm.trainer.scoring import EditCounts, score_asr, score_utterance, score_utterances, sum_scores
+from dmlm.trainer.scoring.scores import bootstrap_mean, bootstrap_ratio
 
 
 def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
@@ -98,6 +100,40 @@ def test_rates_equal_those_of_a_textbook_edit_distance(pairs: list[tuple[str, st
     assert metrics.num_substitutions + metrics.num_deletions + metrics.num_insertions == word_errors
     assert metrics.wer_raw == (word_errors / num_words if num_words else None)
     assert metrics.cer == (character_errors / num_characters if num_characters else None)
+
+
+def test_a_thousand_random_pairs_score_as_jiwer_scores_them() -> None:
+    jiwer = pytest.importorskip("jiwer")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["ja", "nein", "è", "ab", "b"], rng.integers(0, 9))) for _ in range(2000)]
+    pairs = [(left, right) for left, right in zip(texts[:1000], texts[1000:], strict=True) if left]
+    references, hypotheses = map(list, zip(*pairs, strict=True))
+    metrics = score_asr(references, hypotheses, "verbatim", "it")
+    assert metrics.wer_raw == pytest.approx(jiwer.wer(references, hypotheses))
+    assert metrics.cer == pytest.approx(jiwer.cer(references, hypotheses))
+
+
+def test_scores_of_utterances_are_those_of_the_corpus_with_intervals() -> None:
+    pairs = [("a b c d", "a b c d"), ("e f", "e g"), ("h", "h")] * 20
+    utterances = [score_utterance(*pair, "lower", "en") for pair in pairs]
+    scores = score_utterances(utterances)
+    assert scores.wer == scores.wer_raw == sum_scores(utterances).wer_raw == 1 / 7
+    low, high = scores.intervals["wer"]
+    assert 0.05 < low < 1 / 7 < high < 0.3
+    assert scores.counts["num_words"] == 140
+    assert scores.to_json()["wer_interval"] == [low, high]
+    assert score_utterances(utterances).intervals == scores.intervals
+
+
+def test_intervals_hold_the_true_rate_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    num_held = 0
+    for _ in range(60):
+        low, high = bootstrap_mean(rng.random(80) < 0.3)
+        num_held += low <= 0.3 <= high
+    assert num_held >= 51
+    assert bootstrap_ratio([1.0], [0.0]) is None
+    assert bootstrap_mean([]) is None
 
 
 def test_missing_jiwer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

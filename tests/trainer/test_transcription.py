@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from dmlm.cli import run
 from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import AudioError, ConfigError
 from dmlm.trainer.transcription import cut_recording, transcribe
@@ -52,6 +53,30 @@ def test_recording_longer_than_the_model_gives_the_words_of_all_its_windows(
     whole, *parts = transcribe(spoken_run.run, [path, *paths], device="cpu")
     assert whole.text == " ".join(part.text for part in parts)
     assert all(part.text for part in parts)
+
+
+def test_command_prints_what_was_said_and_names_bad_files(spoken_run, tmp_path: Path, capsys) -> None:
+    good, missing = spoken_run.audio_path("train-tiny", 1), tmp_path / "missing.wav"
+    arguments = [
+        "transcribe",
+        "--checkpoint",
+        str(spoken_run.run),
+        "--device",
+        "cpu",
+        str(missing),
+        str(good),
+    ]
+    assert run(arguments) == 5
+    printed = capsys.readouterr()
+    assert printed.out == f"{good}\tseven green birds\n"
+    assert str(missing) in printed.err
+
+
+def test_translation_into_a_language_without_a_token_is_refused(spoken_run, capsys) -> None:
+    good = str(spoken_run.audio_path("train-tiny", 1))
+    arguments = ["translate", "--checkpoint", str(spoken_run.run), "--device", "cpu", "--to", "xx", good]
+    assert run(arguments) == 2
+    assert "'xx' has no token" in capsys.readouterr().err
 
 
 def test_missing_checkpoint_is_a_config_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 
 from dmlm.pipeline.errors import MissingDependencyError
 from dmlm.pipeline.text_rules import apply_text_rule
+from dmlm.trainer.scoring.scores import Scores, bootstrap_ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +108,30 @@ def sum_scores(scores: Iterable[UtteranceScore]) -> AsrMetrics:
         num_substitutions=raw.num_substitutions,
         num_deletions=raw.num_deletions,
         num_insertions=raw.num_insertions,
+    )
+
+
+def score_utterances(scores: Sequence[UtteranceScore]) -> Scores:
+    """Error rates over the corpus, with their intervals; jiwer counts the edits."""
+    metrics = sum_scores(scores)
+    edits = {"wer_raw": [s.words_raw for s in scores], "cer": [s.characters for s in scores]}
+    if metrics.wer is not None:
+        edits["wer"] = [score.words or EditCounts() for score in scores]
+    bounds = {
+        name: bootstrap_ratio([e.num_errors for e in counts], [e.num_reference for e in counts])
+        for name, counts in edits.items()
+    }
+    return Scores(
+        num_samples=metrics.num_utterances,
+        values={"wer": metrics.wer, "wer_raw": metrics.wer_raw, "cer": metrics.cer},
+        intervals={name: interval for name, interval in bounds.items() if interval},
+        counts={
+            "num_utterances": metrics.num_utterances,
+            "num_words": metrics.num_words,
+            "num_substitutions": metrics.num_substitutions,
+            "num_deletions": metrics.num_deletions,
+            "num_insertions": metrics.num_insertions,
+        },
     )
 
 

@@ -1,0 +1,98 @@
+import random
+
+import pytest
+
+from dmlm.trainer.scoring import score_captions, warn_of_few_images
+from dmlm.trainer.scoring.captions import cider, corpus_bleu, rouge_l, tokenize_caption
+
+WORDS = ("a", "the", "red", "blue", "cat", "dog", "sits", "runs", "über", "on", "grass", "猫")
+
+Pairs = tuple[list[list[list[str]]], list[list[str]]]
+
+
+def draw_pairs(num_images: int, seed: int = 0) -> Pairs:
+    """Images with one to five references; some hypotheses are empty, some are a reference."""
+    rng = random.Random(seed)
+
+    def caption() -> list[str]:
+        return rng.choices(WORDS, k=rng.choice((1, 2, 4, 7, 11)))
+
+    references = [[caption() for _ in range(rng.randint(1, 5))] for _ in range(num_images)]
+    hypotheses = [rng.choice((caption(), texts[0], [], texts[-1][:3])) for texts in references]
+    return references, hypotheses
+
+
+def as_coco(pairs: Pairs) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    references, hypotheses = pairs
+    return (
+        {index: [" ".join(text) for text in texts] for index, texts in enumerate(references)},
+        {index: [" ".join(words)] for index, words in enumerate(hypotheses)},
+    )
+
+
+def test_cider_of_every_image_is_that_of_pycocoevalcap() -> None:
+    module = pytest.importorskip("pycocoevalcap.cider.cider")
+    pairs = draw_pairs(1000)
+    _, theirs = module.Cider().compute_score(*as_coco(pairs))
+    assert cider(*pairs) == pytest.approx(theirs.tolist(), abs=1e-9)
+
+
+def test_rouge_l_of_every_image_is_that_of_pycocoevalcap() -> None:
+    module = pytest.importorskip("pycocoevalcap.rouge.rouge")
+    pairs = draw_pairs(1000, seed=1)
+    _, theirs = module.Rouge().compute_score(*as_coco(pairs))
+    assert rouge_l(*pairs) == pytest.approx(theirs.tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("num_images", [1, 3, 1000])
+def test_bleu_of_the_corpus_is_that_of_pycocoevalcap(num_images: int) -> None:
+    module = pytest.importorskip("pycocoevalcap.bleu.bleu")
+    pairs = draw_pairs(num_images, seed=2)
+    theirs, _ = module.Bleu(4).compute_score(*as_coco(pairs), verbose=0)
+    assert corpus_bleu(*pairs) == pytest.approx(theirs[3], rel=1e-9, abs=1e-12)
+
+
+def test_right_captions_of_images_unlike_each_other_have_full_scores() -> None:
+    references = [["A red cat sits."], ["Two dogs run fast!"], ["Blue doors are shut."]]
+    scores = score_captions(references, [texts[0] for texts in references])
+    assert scores.values["cider"] == pytest.approx(1000)
+    assert scores.values["bleu4"] == pytest.approx(100, abs=1e-3)
+    assert scores.values["rouge_l"] == pytest.approx(100)
+    assert scores.intervals["cider"] == pytest.approx((1000, 1000))
+    assert scores.counts == {"num_references": 3}
+    assert "tok:dmlm-ptb-1" in scores.signatures["cider"]
+
+
+def test_empty_captions_score_zero() -> None:
+    scores = score_captions([["a red cat"], ["two dogs"]], ["", ""])
+    assert scores.values["cider"] == scores.values["rouge_l"] == 0
+    assert scores.values["bleu4"] == pytest.approx(0, abs=1e-9)
+
+
+def test_image_without_reference_is_refused() -> None:
+    with pytest.raises(ValueError, match="references"):
+        score_captions([["a"], []], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A man's dog isn't here.", ["a", "man", "'s", "dog", "is", "n't", "here"]),
+        (
+            "Two cats, one dog -- and (maybe) 3.5 birds?",
+            ["two", "cats", "one", "dog", "and", "maybe", "3.5", "birds"],
+        ),
+        ("A black-and-white photo; U.S. flag", ["a", "black-and-white", "photo", "u.s.", "flag"]),
+        ("Öl über Äpfel…", ["öl", "über", "äpfel"]),
+        ("", []),
+    ],
+)
+def test_tokens_are_lower_case_words_without_punctuation(text: str, words: list[str]) -> None:
+    assert tokenize_caption(text) == words
+
+
+def test_few_images_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_few_images(500)
+    assert not caplog.text
+    warn_of_few_images(499)
+    assert "CIDEr over 499 images" in caplog.text

@@ -1,0 +1,75 @@
+import random
+import sys
+
+import pytest
+
+from dmlm.pipeline.errors import MissingDependencyError
+from dmlm.trainer.scoring import score_translations
+
+WORDS = ("das", "Haus", "ist", "groß", "grün", "und", "alt", "Bäume", "stehen", "東京", "là", ".", ",")
+
+
+def draw_pairs(num_pairs: int, seed: int = 0) -> tuple[list[list[str]], list[str]]:
+    rng = random.Random(seed)
+
+    def sentence() -> str:
+        return " ".join(rng.choices(WORDS, k=rng.choice((0, 1, 3, 8, 15))))
+
+    references = [
+        [sentence() or "Haus", *([sentence() or "alt"] if i % 4 == 0 else [])] for i in range(num_pairs)
+    ]
+    hypotheses = [rng.choice((texts[0], sentence(), f"{texts[0]} {sentence()}")) for texts in references]
+    return references, hypotheses
+
+
+def test_scores_are_those_of_sacrebleu_with_its_signatures() -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    references, hypotheses = draw_pairs(1000)
+    streams = [
+        [texts[0] for texts in references],
+        [texts[1] if len(texts) > 1 else None for texts in references],
+    ]
+    scores = score_translations(references, hypotheses, "de")
+    assert scores.values["bleu"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, streams).score, abs=1e-9)
+    assert scores.values["chrf"] == pytest.approx(sacrebleu.corpus_chrf(hypotheses, streams).score, abs=1e-9)
+    assert "tok:13a" in scores.signatures["bleu"]
+    assert f"version:{sacrebleu.__version__}" in scores.signatures["chrf"]
+    for name in ("bleu", "chrf"):
+        low, high = scores.intervals[name]
+        assert low < scores.values[name] < high
+        assert high - low < 10
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "bleu"),
+    [
+        ([["a b c d e"]], ["a b c d e"], 100),
+        ([["a b c d e"]], [""], 0),
+        ([["größer als Äpfel sind"]], ["größer als Äpfel sind"], 100),
+        ([["x", "a b c d e"]], ["a b c d e"], 100),
+    ],
+)
+def test_edges(references: list[list[str]], hypotheses: list[str], bleu: float) -> None:
+    assert score_translations(references, hypotheses, "de").values["bleu"] == pytest.approx(bleu)
+
+
+def test_languages_without_spaces_are_cut_into_characters() -> None:
+    scores = score_translations([["東京はとても大きい"]], ["東京はとても小さい"], "ja")
+    assert "tok:char" in scores.signatures["bleu"]
+    assert 0 < scores.values["bleu"] < 100
+
+
+def test_nothing_to_score_has_no_score() -> None:
+    assert score_translations([], [], "de").values == {"bleu": None, "chrf": None}
+
+
+def test_one_sided_corpora_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 references, 1 hypotheses"):
+        score_translations([["a"], ["b"]], ["a"], "de")
+
+
+def test_missing_sacrebleu_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    with pytest.raises(MissingDependencyError, match=r"dmlm\[eval\]"):
+        score_translations([["a"]], ["a"], "de")

@@ -1,0 +1,222 @@
+"""The commands that use a trained model: parse -> config -> one call.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from dmlm.pipeline.commands import announce_default, device_option, limit_option, split_option
+from dmlm.pipeline.errors import ExitCode
+
+if TYPE_CHECKING:
+    from dmlm.trainer.captioning import Caption
+    from dmlm.trainer.decoding import DecodingConfig
+    from dmlm.trainer.transcription import Transcript
+
+T = TypeVar("T")
+
+_files_argument = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+_checkpoint_option = click.option(
+    "--checkpoint", type=click.Path(path_type=Path), required=True, help="Run or checkpoint folder."
+)
+
+
+def decoding_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Adds how tokens are chosen, and gives it to the command as one `decoding`; greedy by default."""
+
+    @click.option("--beams", "num_beams", type=click.IntRange(min=1), default=1, show_default=True)
+    @click.option("--temperature", type=float, default=0.0, help="Of sampling.  [default: greedy]")
+    @click.option("--top-p", type=float, default=1.0, show_default=True, help="Of sampling: the nucleus.")
+    @click.option("--seed", default=0, show_default=True, help="Of sampling.")
+    @wraps(command)
+    def with_decoding(num_beams: int, temperature: float, top_p: float, seed: int, **others: object) -> T:
+        from dmlm.trainer.decoding import DecodingConfig
+
+        decoding = DecodingConfig(num_beams=num_beams, temperature=temperature, top_p=top_p, seed=seed)
+        return command(decoding=decoding, **others)
+
+    return with_decoding
+
+
+def language_option(what: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Adds `--language`, English by default."""
+    return click.option("--language", default="en", show_default=True, help=f"Language of the {what}.")
+
+
+@click.command(short_help="Score a checkpoint on held-out samples.")
+@_checkpoint_option
+@click.option(
+    "--shards",
+    "shard_dirs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Data set of `tokenize`; may be repeated.",
+)
+@click.option(
+    "--train-shards",
+    "train_dirs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Further data set of the training, to be searched for the references; may be repeated.",
+)
+@click.option("--task", type=click.Choice(["asr", "s2tt", "i2t", "t2s"]), default="asr", show_default=True)
+@split_option()
+@click.option("--vocoder", type=click.Path(path_type=Path), help="Of t2s: what `train-vocoder` wrote.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), help="Of t2s: the corpora, to hear the recordings too."
+)
+@decoding_options
+@click.option("--out", "out_path", type=click.Path(path_type=Path), help="[default: CHECKPOINT/TASK.json]")
+@limit_option("samples")
+@device_option()
+def evaluate(
+    checkpoint: Path,
+    shard_dirs: tuple[Path, ...],
+    train_dirs: tuple[Path, ...],
+    task: str,
+    splits: tuple[str, ...],
+    vocoder: Path | None,
+    root: Path | None,
+    out_path: Path | None,
+    limit: int | None,
+    device: str,
+    decoding: "DecodingConfig",
+) -> None:
+    """Decode held-out samples and score them; writes FILE and FILE.samples.jsonl.
+
+    Without --split, every split that was not trained on is scored.
+
+    Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech --task asr --out asr.json
+    """
+    from dmlm.trainer.checkpoint import resolve_checkpoint
+    from dmlm.trainer.evaluation import EvaluateConfig, evaluate
+
+    checkpoint = resolve_checkpoint(checkpoint)
+    if out_path is None:
+        announce_default("--out", out_path := checkpoint / f"{task}.json")
+    config = EvaluateConfig(
+        checkpoint=checkpoint,
+        shards=shard_dirs,
+        train_shards=train_dirs,
+        task=task,
+        splits=splits or None,
+        vocoder=vocoder,
+        root=root,
+        decoding=decoding,
+        out_path=out_path,
+        limit=limit,
+        device=device,
+    )
+    click.echo(evaluate(config).table())
+
+
+@click.command(short_help="Transcribe audio files.")
+@_checkpoint_option
+@language_option("recordings")
+@decoding_options
+@device_option()
+@_files_argument
+def transcribe(
+    checkpoint: Path, language: str, device: str, files: tuple[Path, ...], decoding: "DecodingConfig"
+) -> int:
+    """Transcribe audio files of any length with a trained checkpoint.
+
+    Example:  dmlm-cli transcribe --checkpoint runs/first hello.wav meeting.flac
+    """
+    from dmlm.trainer.transcription import transcribe
+
+    return _print_texts(transcribe(checkpoint, files, device, language, decoding=decoding))
+
+
+@click.command(short_help="Translate audio files.")
+@_checkpoint_option
+@click.option("--to", "language", required=True, help="Language of the text, one that was trained.")
+@decoding_options
+@device_option()
+@_files_argument
+def translate(
+    checkpoint: Path, language: str, device: str, files: tuple[Path, ...], decoding: "DecodingConfig"
+) -> int:
+    """Translate the speech in audio files of any length with a trained checkpoint.
+
+    Example:  dmlm-cli translate --checkpoint runs/first --to de hello.wav
+    """
+    from dmlm.trainer.transcription import transcribe
+
+    return _print_texts(transcribe(checkpoint, files, device, language, task="s2tt", decoding=decoding))
+
+
+@click.command(short_help="Caption image files.")
+@_checkpoint_option
+@language_option("captions")
+@decoding_options
+@device_option()
+@_files_argument
+def caption(
+    checkpoint: Path, language: str, device: str, files: tuple[Path, ...], decoding: "DecodingConfig"
+) -> int:
+    """Say what image files show, with a trained checkpoint.
+
+    Example:  dmlm-cli caption --checkpoint runs/first cat.jpg dog.png
+    """
+    from dmlm.trainer.captioning import caption
+
+    return _print_texts(caption(checkpoint, files, device, language, decoding=decoding))
+
+
+@click.command(short_help="Score plain text files, of any system.")
+@click.option("--task", type=click.Choice(["asr", "s2tt", "i2t"]), default="asr", show_default=True)
+@click.option(
+    "--references",
+    "reference_paths",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Text file, one sample a line; repeated where samples have several.",
+)
+@click.option("--hypotheses", "hypothesis_path", type=click.Path(path_type=Path), required=True)
+@language_option("texts")
+@click.option("--text-rule", default="plain", show_default=True, help="What both sides go through, for asr.")
+@click.option(
+    "--out", "out_path", type=click.Path(path_type=Path), help="Writes FILE and FILE.samples.jsonl."
+)
+def score(
+    task: str,
+    reference_paths: tuple[Path, ...],
+    hypothesis_path: Path,
+    language: str,
+    text_rule: str,
+    out_path: Path | None,
+) -> None:
+    """Score hypotheses in a text file against references in others, line by line.
+
+    Example:  dmlm-cli score --task s2tt --references test.de --hypotheses output.de --language de
+    """
+    from dmlm.trainer.file_scoring import ScoreConfig, score_files
+
+    config = ScoreConfig(
+        task=task,
+        reference_paths=reference_paths,
+        hypothesis_path=hypothesis_path,
+        language=language,
+        text_rule=text_rule,
+        out_path=out_path,
+    )
+    click.echo(score_files(config))
+
+
+def _print_texts(results: "Iterable[Transcript | Caption]") -> int:
+    code = ExitCode.OK
+    for result in results:
+        if result.error is not None:
+            click.echo(f"dmlm-cli: error: {result.error}", err=True)
+            code = ExitCode.CORRUPT_INPUT
+        else:
+            click.echo(f"{result.path}\t{result.text}")
+    return code
