@@ -46,7 +46,9 @@ SCRIPTS = (
     Script(row="C", name="shard_reading"),
     Script(row="D", name="training_step", needs=("accelerate",)),
     Script(row="D", name="loss_memory"),
+    Script(row="D", name="step_options"),
     Script(row="E", name="packing"),
+    Script(row="F", name="decoding"),
     Script(row="G", name="image_tokens", needs=("dall_e",)),
 )
 

@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dmlm.trainer.config import LossConfig, recipe_from_json
 from dmlm.trainer.distributed import ALONE
-from dmlm.trainer.loss import count_loss_tokens, sum_by_modality, token_weights
+from dmlm.trainer.loss import count_loss_tokens, sum_by_task, token_weights
 from dmlm.trainer.packing import pack_sequences
 from dmlm.trainer.step import TrainStep
 from dmlm.trainer.tasks import GIVEN, TaskSequence
@@ -62,7 +62,7 @@ class Side:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = _parse(arguments)
+    options = parse(arguments)
     torch.set_num_threads(options.threads)
     if options.side is not None:
         print(json.dumps(_measure(options)))
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     _report(runs, options)
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Row D: training steps.")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--sequences", type=int, default=16, help="of a step")
@@ -91,24 +91,24 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
-    steps, model = _draw_steps(options), _build_model(options)
-    before = _peak_bytes()
+    steps, model = draw_steps(options), build_model(options)
+    before = peak_bytes()
     run = _run_dmlm if options.side == "dmlm" else _run_trainer
     ends, losses = run(model, steps, options)
     return {
         "seconds": (ends[-1] - ends[0]) / (len(ends) - 1),
         "losses": losses,
-        "peak_bytes": _peak_bytes() - before,
+        "peak_bytes": peak_bytes() - before,
         "sgemm_seconds": time_sides({"sgemm": make_sgemm()}, 3)["sgemm"],
         "sums_seconds": _time_modality_sums(steps),
     }
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _draw_steps(options: argparse.Namespace) -> list[list[TaskSequence]]:
+def draw_steps(options: argparse.Namespace) -> list[list[TaskSequence]]:
     """Sequences of each step; the tasks have equal numbers of sequences."""
     rng = np.random.default_rng(0)
     return [
@@ -133,7 +133,7 @@ def _draw_sequence(task: int, rng: np.random.Generator, options: argparse.Namesp
     return TaskSequence(tokens_T=tokens_T, modality_T=modality_T, num_prompt=2)
 
 
-def _build_model(options: argparse.Namespace) -> PreTrainedModel:
+def build_model(options: argparse.Namespace) -> PreTrainedModel:
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -239,7 +239,7 @@ def _make_collator(options: argparse.Namespace) -> Callable[[list[dict[str, list
 
 
 def _report(runs: Mapping[str, Sequence[Side]], options: argparse.Namespace) -> None:
-    steps, model = _draw_steps(options), _build_model(options)
+    steps, model = draw_steps(options), build_model(options)
     lengths = np.array([len(sequence.tokens_T) for step in steps for sequence in step])
     tokens_per_step = lengths.sum() / options.steps
     seconds = {name: statistics.median(run.seconds for run in sides) for name, sides in runs.items()}
@@ -285,12 +285,12 @@ def _count_operations(model: PreTrainedModel) -> float:
 
 
 def _time_modality_sums(steps: Sequence[Sequence[TaskSequence]]) -> float:
-    batches = [pack_sequences(step) for step in steps]
+    batches = [pack_sequences(step, tasks=["asr"] * len(step)) for step in steps]
 
     def run() -> None:
         for batch in batches:
             weights_N = token_weights(batch, count_loss_tokens([batch]), LossConfig())
-            sum_by_modality(weights_N.float(), batch)
+            sum_by_task(torch.stack([weights_N.float()] * 3, dim=1), batch)
 
     return time_sides({"sums": run}, 10)["sums"] / len(steps)
 

@@ -81,6 +81,12 @@ class CheckpointError(CorruptInputError):
     """A checkpoint that is incomplete, damaged or does not fit the run."""
 
 
+class LoaderError(DmlmError):
+    """The loader of a training run does not get on: its disk does not answer."""
+
+    exit_code = ExitCode.STORAGE
+
+
 class RankError(DmlmError):
     """Another process of a run on several devices ended or does not answer."""
 

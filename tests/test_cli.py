@@ -9,10 +9,11 @@ from dmlm.cli import COMMANDS, group, run
 
 SOURCE_OPTIONS = (
     *("--lang-pair", "--microphone", "--truncated-words", "--coco-splits", "--language"),
-    *("--columns", "--num-units", "--units-name"),
+    *("--columns", "--num-units", "--units-name", "--speed"),
 )
+DECODING_OPTIONS = ("--beams", "--temperature", "--top-p", "--seed")
 OPTIONS = {
-    "sample": {"--out", "--seed", "--text", "--limit"},
+    "sample": {"--out", "--seed", "--text", "--hours", "--limit"},
     "build-codebook": {
         *("--source", "--root", "--split", *SOURCE_OPTIONS, "--encoder", "--layer", "--clusters", "--window"),
         *("--speech-tokenizer", "--text-tokenizer", "--fit", "--precision"),
@@ -30,19 +31,28 @@ OPTIONS = {
             "--dry-run",
             "--reuse",
         ),
+        *("--engine", "--workers", "--ray-address", "--task-index", "--num-tasks"),
     },
     "verify": {"--shards", "--reencode", "--root", "--seed", "--device"},
+    "index": {"--shards"},
     "inspect": {
         *("--codebook", "--source", "--root", "--split", *SOURCE_OPTIONS),
         *("--limit", "--seed", "--device", "--out", "--html"),
     },
     "train": {
         *("--shards", "--recipe", "--init", "--out", "--resume", "--seed", "--limit", "--device"),
+        "--tracker",
     },
+    "train-vocoder": {"--shards", "--root", "--out", "--split", "--steps", "--seed", "--device"},
     "evaluate": {
-        *("--checkpoint", "--shards", "--task", "--split", "--out", "--limit", "--device"),
+        *("--checkpoint", "--shards", "--train-shards", "--task", "--split", "--out", "--limit", "--device"),
+        *("--vocoder", "--root", *DECODING_OPTIONS),
     },
-    "transcribe": {"--checkpoint", "--device"},
+    "score": {"--task", "--references", "--hypotheses", "--language", "--text-rule", "--out"},
+    "transcribe": {"--checkpoint", "--language", "--device", *DECODING_OPTIONS},
+    "translate": {"--checkpoint", "--to", "--device", *DECODING_OPTIONS},
+    "speak": {"--checkpoint", "--vocoder", "--language", "--out", "--device", *DECODING_OPTIONS},
+    "caption": {"--checkpoint", "--language", "--device", *DECODING_OPTIONS},
     "export": {"--checkpoint", "--out"},
     "experiment": set(),  # each experiment has its own
     "demo": {"--out", "--seed"},
@@ -97,12 +107,23 @@ def test_no_command_has_an_option_outside_the_contract(name: str) -> None:
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--text-tokenizer", "bpe:300"], 2, "bpe:256"),
         (["tokenize", "--source", "coco", "--dry-run", "--reuse", "{tmp}"], 2, "leave out --reuse"),
         (["build-codebook", "--clusters", "0", "--root", "{tmp}"], 2, "clusters"),
+        (["tokenize", "--source", "coco", "--root", "{tmp}", "--task-index", "1"], 2, "--num-tasks"),
         (["verify", "--shards", "{tmp}"], 5, "dataset.json"),
+        (["index", "--shards", "{tmp}"], 5, "dataset.json"),
         (["train", "--shards", "{tmp}", "--out", "{tmp}/run"], 5, "dataset.json"),
         (["train", "--shards", "pipe:touch {tmp}/canary", "--out", "{tmp}/run"], 2, "pipe:"),
         (["train", "--shards", "{tmp}", "--recipe", "domo", "--out", "{tmp}/run"], 2, "demo"),
         (["evaluate", "--checkpoint", "{tmp}", "--shards", "{tmp}", "--task", "asr"], 2, "checkpoint"),
         (["transcribe", "--checkpoint", "{tmp}", "{tmp}/a.wav"], 2, "checkpoint"),
+        (["translate", "--checkpoint", "{tmp}", "--to", "de", "{tmp}/a.wav"], 2, "checkpoint"),
+        (
+            ["caption", "--checkpoint", "{tmp}", "--beams", "2", "--temperature", "1", "{tmp}/a.png"],
+            2,
+            "beams",
+        ),
+        (["train-vocoder", "--shards", "{tmp}", "--root", "{tmp}", "--out", "{tmp}/v"], 5, "dataset.json"),
+        (["speak", "--checkpoint", "{tmp}", "--vocoder", "{tmp}", "--out", "{tmp}/x", "hi"], 2, "checkpoint"),
+        (["score", "--references", "{tmp}/none", "--hypotheses", "{tmp}/none"], 2, "none"),
         (["export", "--checkpoint", "{tmp}", "--out", "{tmp}/model"], 2, "checkpoint"),
         (["sample", "--out", "{tmp}", "--text", "{tmp}/none.txt"], 2, "none.txt"),
     ],

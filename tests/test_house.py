@@ -17,7 +17,8 @@ SOURCES = [
 TRAINING_HALF = (
     *("config", "tasks", "dataset", "stream", "packing", "model", "loss", "optim", "checkpoint", "settings"),
     *("loop", "metrics", "step", "distributed", "packed_forward", "linear_cross_entropy"),
-    *("mix", "rows", "prefetch", "shard_hashing", "sequences"),
+    *("mix", "rows", "prefetch", "shard_hashing", "sequences", "strict_config", "interruption"),
+    *("plan", "tables", "run_log", "symptoms", "trackers", "validation", "validation_set"),
 )
 OPEN_TO_TRAINING = (
     *(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NUM_KEPT: Final = 2
+BEST_NAME: Final = "best"
+"""A link to the checkpoint with the lowest validation loss, which is kept as well."""
 DONE_NAME: Final = "DONE"
 OPTIMIZER_PATH: Final = "trainer_state/optimizer.safetensors"
 STREAM_PATH: Final = "trainer_state/stream.json"
@@ -78,8 +80,9 @@ def save_checkpoint(
     state: TrainerState,
     settings: RunSettings,
     codebook_dirs: Mapping[Modality, Path],
+    is_best: bool = False,
 ) -> Path:
-    """Publishes a checkpoint and removes all but the newest two.
+    """Publishes a checkpoint and removes all but the newest two and the best.
 
     Raises:
         StorageError: The disk is full or fails; what was there before is still there.
@@ -97,6 +100,8 @@ def save_checkpoint(
         os.replace(temporary, path)
         sync_directory(run_dir)
         write_json(path / DONE_NAME, sums)
+        if is_best:
+            mark_best(run_dir, state.step)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
@@ -104,6 +109,16 @@ def save_checkpoint(
         ) from error
     _remove_old(run_dir)
     return path
+
+
+def mark_best(run_dir: Path, step: int) -> None:
+    """Makes `RUN/best` a link to the checkpoint of a step, if there is one."""
+    name, temporary = checkpoint_path(run_dir, step).name, run_dir / f".{BEST_NAME}.tmp"
+    if (run_dir / name / DONE_NAME).is_file():
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(name, target_is_directory=True)
+        os.replace(temporary, run_dir / BEST_NAME)
+        sync_directory(run_dir)
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -252,7 +267,12 @@ def _remove(path: Path) -> None:
 
 
 def _remove_old(run_dir: Path) -> None:
-    kept = _finished_checkpoints(run_dir)[:NUM_KEPT]
+    kept = {path.name for path in _finished_checkpoints(run_dir)[:NUM_KEPT]}
+    best = run_dir / BEST_NAME
+    if best.is_symlink():
+        kept.add(best.readlink().name)
     for path in run_dir.glob("checkpoint-*"):
-        if path not in kept:
+        if path.name not in kept:
             _remove(path)
+    for path in run_dir.glob(".checkpoint-*.tmp"):  # of a save that was killed
+        shutil.rmtree(path, ignore_errors=True)

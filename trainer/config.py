@@ -3,21 +3,19 @@
 YAML -> Recipe -> TrainConfig -> `loop.train`. A recipe fixes every number of a run but its data and its seed.
 """
 
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.suggestions import did_you_mean
+from dmlm.trainer.strict_config import build_strictly
 
-T = TypeVar("T")
 TaskName = Literal["asr", "s2tt", "t2s", "i2t", "speech", "text", "image"]
+TrackerName = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +100,20 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationConfig:
+    """Losses and a few outputs on held-out samples while the run goes on; nothing is learnt from them."""
+
+    every_steps: int = 0
+    """0: never."""
+    splits: tuple[str, ...] = ("dev*", "val", "valid*")
+    """Globs on the splits to look at; what is trained on is left out. COCO's `val2017` counts as test."""
+    num_sequences: int = 64
+    """Of each task, at most; the same ones every time."""
+    num_decoded: int = 2
+    """Of those, how many are decoded where the task answers a source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything that a run does, apart from its data and its seed."""
 
@@ -115,8 +127,17 @@ class Recipe:
     loss: LossConfig = field(default_factory=LossConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """How ranks share the work: with `ddp` each has the whole model, with `fsdp2` a shard of it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; weights and sums are float32. `auto`: bfloat16 on a GPU, else float32."""
+    attention: Literal["auto", "sequences", "dense", "flex", "varlen"] = "auto"
+    """Kernel; see docs/training.md. `auto`: the fastest that fits the device and the model."""
+    torch_compile: bool = False
+    """Layers run through torch.compile."""
+    gradient_checkpointing: bool = False
+    """Layers are computed again in the backward pass: less memory, more time, equal gradients."""
     save_every_steps: int = 500
     log_every_steps: int = 10
 
@@ -139,6 +160,8 @@ class TrainConfig:
     limit: int | None = None
     """Samples of each data set."""
     device: str = "auto"
+    trackers: tuple[TrackerName, ...] = ()
+    """Where figures go, besides the run's own files."""
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -165,7 +188,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
 
 def recipe_from_json(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Builds a recipe from a plain mapping; ConfigError names `where` and the key at fault."""
-    recipe = _build(Recipe, content, where)
+    recipe = build_strictly(Recipe, content, where)
     _check_ranges(recipe, where)
     return recipe
 
@@ -190,52 +213,6 @@ def _override(content: dict[str, Any], keys: list[str], value: Any) -> None:
     content[keys[-1]] = value
 
 
-def _build(kind: type[T], content: Any, where: str) -> T:
-    """Instance of a dataclass from a mapping with exactly its fields."""
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{where}: must hold keys and values, not {content!r}")
-    hints = typing.get_type_hints(kind)
-    for key in content:
-        if key not in hints:
-            raise ConfigError(f"{where}: unknown key {key!r}{did_you_mean(str(key), hints)}")
-    for required in fields(kind):  # type: ignore[arg-type]
-        if (
-            required.default is MISSING
-            and required.default_factory is MISSING
-            and required.name not in content
-        ):
-            raise ConfigError(f"{where}: {required.name} is missing")
-    return kind(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in content.items()})
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: a dataclass, Literal, tuple of one kind, optional, or a plain type."""
-    if is_dataclass(kind):
-        return _build(typing.cast(type, kind), value, where)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return _choose(arguments, value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} must be a list, not {value!r}")
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is types.UnionType:
-        return None if value is None else _convert(arguments[0], value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        hint = " (YAML wants 1.0e-3 for 1e-3)" if kind is float and isinstance(value, str) else ""
-        raise ConfigError(f"{where} must be {kind.__name__}, not {value!r}{hint}")
-    return value
-
-
-def _choose(choices: tuple[str, ...], value: Any, where: str) -> str:
-    if value in choices:
-        return typing.cast(str, value)
-    hint = did_you_mean(str(value), choices)
-    raise ConfigError(f"{where} must be one of {', '.join(choices)}, not {value!r}{hint}")
-
-
 def _check_ranges(recipe: Recipe, where: str) -> None:
     model, sequence, batch, optimizer = recipe.model, recipe.sequence, recipe.batch, recipe.optimizer
     steps = (recipe.num_steps, recipe.save_every_steps, recipe.log_every_steps)
@@ -243,6 +220,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     weights = (recipe.loss.text, recipe.loss.speech, recipe.loss.image)
     shares = (model.dropout, sequence.unit_noise, sequence.text_noise, *optimizer.betas)
     entries = [(entry.task, entry.source) for entry in recipe.mix]
+    validation = recipe.validation
     rules = (
         (min(steps) >= 1, "num_steps, save_every_steps and log_every_steps must be at least 1"),
         (min(sizes) >= 1, "sizes of model and batch must be at least 1"),
@@ -261,6 +239,8 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
             8 <= sequence.max_length <= batch.max_tokens,
             "sequence.max_length must be in [8, batch.max_tokens]",
         ),
+        (validation.num_sequences >= 1, "validation.num_sequences must be at least 1"),
+        (min(validation.every_steps, validation.num_decoded) >= 0, "validation: counts must not be negative"),
     )
     for holds, rule in rules:
         if not holds:

@@ -20,7 +20,8 @@ from dmlm.pipeline.shards import verify_dataset
 from dmlm.pipeline.storage import write_json
 from dmlm.pipeline.synthesis.corpora import SampleConfig, write_sample_corpora
 from dmlm.pipeline.synthesis.readings import TEST_SPLIT, is_word_string
-from dmlm.pipeline.tokenization import TokenizeConfig, TokenizeReport, tokenize
+from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenize_report import TokenizeReport
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import TrainConfig, load_recipe
 from dmlm.trainer.demo_pictures import write_reconstructions
@@ -105,7 +106,7 @@ def score_halves(utterances: Sequence[ScoredUtterance]) -> dict[str, AsrMetrics]
     halves: dict[str, list[ScoredUtterance]] = {"sentences": [], "word strings": []}
     for utterance in utterances:
         halves["word strings" if is_word_string(utterance.key) else "sentences"].append(utterance)
-    return {name: sum_scores(u.score for u in half) for name, half in halves.items()}
+    return {name: sum_scores(u.score for u in half if u.score) for name, half in halves.items()}
 
 
 def _codebook_config(root: Path, out_dir: Path, seed: int) -> BuildCodebookConfig:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmlm.pipeline.errors import RankError
+from dmlm.trainer.layers import layers_of
 from dmlm.trainer.packed_forward import PackedModel
 
 if TYPE_CHECKING:
@@ -115,8 +116,7 @@ def spread(model: PackedModel, ranks: Ranks, parallel: Literal["ddp", "fsdp2"]) 
     # Layers give views, which nothing changes in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(next(model.parameters()).device.type, (ranks.world_size,))
-    layers = [m for m in model.modules() if type(m).__name__ in (model.model._no_split_modules or ())]
-    for module in (*layers, model):
+    for module in (*layers_of(model.model), model):
         sharded = fully_shard(module, mesh=mesh)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)

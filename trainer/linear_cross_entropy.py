@@ -110,9 +110,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _losses_and_residual(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropies, and their gradient with respect to the logits."""
-    log_shares_CV = torch.log_softmax(logits_CV, dim=-1)
+    shares_CV = torch.softmax(logits_CV, dim=-1)
     places_C = torch.arange(len(targets_C), device=targets_C.device)
-    losses_C = -log_shares_CV[places_C, targets_C]
-    residual_CV = log_shares_CV.exp_()
-    residual_CV[places_C, targets_C] -= 1
-    return losses_C, residual_CV
+    # The largest share is at least 1 / V, so its logarithm is exact, and one exponential per logit is enough.
+    losses_C = logits_CV.amax(-1) - shares_CV.amax(-1).log() - logits_CV[places_C, targets_C]
+    shares_CV[places_C, targets_C] -= 1
+    return losses_C, shares_CV

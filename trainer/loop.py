@@ -4,14 +4,11 @@ Everything random about a step follows from the seed and the step's number, and 
 json, so a resumed run gives the same losses as one that was never stopped.
 """
 
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,19 +22,26 @@ from dmlm.trainer.checkpoint import (
     checkpoint_path,
     latest_checkpoint,
     load_trainer_state,
+    mark_best,
     save_checkpoint,
 )
 from dmlm.trainer.config import Recipe, TrainConfig
 from dmlm.trainer.dataset import open_training_data
 from dmlm.trainer.distributed import ALONE, Ranks, whole_model
-from dmlm.trainer.metrics import Record, RunLog, describe_plan
+from dmlm.trainer.interruption import stop_signal
+from dmlm.trainer.metrics import Record
 from dmlm.trainer.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
+from dmlm.trainer.plan import count_operations, make_plan
 from dmlm.trainer.prefetch import Prefetcher
+from dmlm.trainer.run_log import NoLog, RunLog, read_history
 from dmlm.trainer.settings import RunSettings, check_same_run, read_settings
 from dmlm.trainer.shard_hashing import ShardHasher
 from dmlm.trainer.step import TrainStep
 from dmlm.trainer.stream import TokenStream
+from dmlm.trainer.tables import describe_plan, describe_total
+from dmlm.trainer.trackers import open_trackers
+from dmlm.trainer.validation import describe_validator, open_validator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,19 +66,19 @@ class TrainReport:
         return (
             f"trained {self.num_steps} steps: {self.total.num_tokens} tokens, "
             f"{self.total.num_sequences} sequences in {self.total.seconds:.0f} s\n"
-            f"on average: {self.total.line()}\n"
-            f"at the end: {self.last.line()}\n"
+            f"{describe_total(self.total, self.last)}\n"
             f"checkpoint: {self.checkpoint}"
         )
 
 
 def train(config: TrainConfig, ranks: Ranks = ALONE) -> TrainReport:
-    """Trains a model and writes checkpoints, `metrics.jsonl` and the resolved config to `config.out_dir`.
+    """Trains a model; checkpoints, `metrics.jsonl`, `validation.jsonl` and the config go to `config.out_dir`.
 
     Where several `ranks` train together, each calls this with the same config, and the first one writes.
 
     Raises:
         ConfigError: The config cannot be honoured, or `out_dir` holds another run.
+        MissingDependencyError: The package of a tracker is not installed.
         FingerprintMismatchError: Data sets, model or checkpoint differ in tokenizers or settings.
         NotFiniteError: The loss or the gradient became NaN or infinite; the checkpoints before are kept.
         KeyboardInterrupt: SIGINT or SIGTERM came, to any rank; a checkpoint was saved.
@@ -82,7 +86,7 @@ def train(config: TrainConfig, ranks: Ranks = ALONE) -> TrainReport:
     run = _Run(config, ranks)
     if ranks.is_first:
         sys.stderr.write(run.plan + "\n")
-    with torch.random.fork_rng(devices=[]), _stop_signal() as is_asked_to_stop:
+    with torch.random.fork_rng(devices=[]), stop_signal() as is_asked_to_stop:
         return run.train(is_asked_to_stop)
 
 
@@ -103,6 +107,7 @@ class _Run:
             fingerprints=data.fingerprints,
             vocabulary=data.vocabulary,
         )
+        self._trackers = config.trackers
         self._checkpoint = self._find_checkpoint(config.resume)
         self._stream = TokenStream(data, recipe, config.seed, rank=ranks.rank, world_size=ranks.world_size)
         self._model = self._build_model().to(device)
@@ -110,6 +115,9 @@ class _Run:
         self._num_done = 0
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
+        self._plan = make_plan(self._stream.groups, recipe, config.seed)
+        history = read_history(self._out_dir, self._num_done)
+        self._validator = open_validator(data, recipe, self._step.products, ranks, history)
 
     @property
     def plan(self) -> str:
@@ -117,46 +125,56 @@ class _Run:
         num_parameters = sum(parameter.numel() for parameter in self._model.parameters())
         ranks = f"{self._ranks.world_size} × " if self._ranks.joined else ""
         start = f"going on from {self._checkpoint}" if self._checkpoint else "from the first step"
+        products = str(self._step.products).removeprefix("torch.")
         return (
-            f"{num_parameters / 1e6:.2f} M parameters on {ranks}{self._model.device.type}, {start}\n"
-            f"{describe_plan(self._stream.groups, self._recipe)}"
+            f"{num_parameters / 1e6:.2f} M parameters on {ranks}{self._model.device.type}, {start}; "
+            f"products in {products}, attention: {self._step.kernel}\n"
+            f"{describe_plan(self._plan)}\n"
+            f"{describe_validator(self._validator, self._recipe.validation)}"
         )
 
     def train(self, is_asked_to_stop: Callable[[], bool]) -> TrainReport:
         """Runs the steps that are left; when a rank is asked to stop, saves and raises KeyboardInterrupt."""
         recipe = self._recipe
-        log = self._open_log() if self._ranks.is_first else None
         on_gpu = self._model.device.type == "cuda"
         with (
+            closing(self._open_log()) as log,
             closing(Prefetcher(self._stream, pin_memory=on_gpu)) as stream,
             closing(self._hash_shards()) as hasher,
         ):
+            self._catch_up(log)
             while self._num_done < recipe.num_steps:
                 hasher.check()
                 result = self._step(self._num_done, stream.next_step(), is_asked_to_stop)
                 self._num_done += 1
-                if log is not None:
-                    log.add(self._num_done, result)
+                log.add(self._num_done, result)
+                is_best = not result.is_stopping and self._validate(log)
                 is_last = self._num_done == recipe.num_steps
-                if result.is_stopping or is_last or self._num_done % recipe.save_every_steps == 0:
-                    self._checkpoint = self._save(stream.state())
+                is_due = is_last or self._num_done % recipe.save_every_steps == 0
+                if result.is_stopping or is_due or is_best:
+                    self._checkpoint = self._save(stream.state(), is_best)
                 if result.is_stopping:
                     raise KeyboardInterrupt(f"stopped and saved {self._checkpoint}; go on with --resume")
         assert self._checkpoint is not None, "the last step saves"
         return TrainReport(
             checkpoint=self._checkpoint,
             num_steps=recipe.num_steps,
-            last=log.last if log else None,
-            total=log.total if log else None,
+            last=log.last,
+            total=log.total,
         )
 
     def _hash_shards(self) -> ShardHasher:
         # Once per machine is enough.
         return ShardHasher(self._shard_files if self._ranks.local_rank == 0 else (), self._out_dir)
 
-    def _open_log(self) -> RunLog:
-        write_json(self._out_dir / "config.json", self._settings.to_json())
-        return RunLog(self._out_dir, self._recipe, self._num_done)
+    def _open_log(self) -> RunLog | NoLog:
+        if not self._ranks.is_first:
+            return NoLog()
+        settings = self._settings.to_json()
+        write_json(self._out_dir / "config.json", settings)
+        operations = count_operations(self._model, self._stream.groups, self._ranks.world_size)
+        trackers = open_trackers(self._trackers, self._out_dir, self._num_done, settings)
+        return RunLog(self._out_dir, self._plan, operations, trackers, self._num_done)
 
     def _find_checkpoint(self, resume: bool) -> Path | None:
         newest = latest_checkpoint(self._out_dir)
@@ -186,7 +204,21 @@ class _Run:
         self._stream.restore(state.stream)
         self._num_done = state.step
 
-    def _save(self, stream_state: Mapping[str, Any]) -> Path:
+    def _validate(self, log: RunLog | NoLog) -> bool:
+        """Validates if it is time; whether the model is the best so far."""
+        if self._validator is None or not self._validator.is_due(self._num_done):
+            return False
+        validation = self._validator(self._model, self._num_done)
+        log.add_validation(validation)
+        return validation.is_best
+
+    def _catch_up(self, log: RunLog | NoLog) -> None:
+        """Does what a run left undone that stopped behind a step and saved it."""
+        self._validate(log)
+        if self._validator is not None and self._ranks.is_first:
+            mark_best(self._out_dir, self._validator.history.best_step)
+
+    def _save(self, stream_state: Mapping[str, Any], is_best: bool) -> Path:
         model = whole_model(self._model)
         state = TrainerState(
             step=self._num_done,
@@ -200,6 +232,7 @@ class _Run:
                 state=state,
                 settings=self._settings,
                 codebook_dirs=self._codebook_dirs,
+                is_best=is_best,
             )
         self._ranks.wait_for_all()
         return checkpoint_path(self._out_dir, self._num_done)
@@ -212,23 +245,3 @@ def _with_init(recipe: Recipe, init: str | None) -> Recipe:
 def _shareable_name(init: str | None) -> str | None:
     """What a checkpoint tells of its beginning: a hub's name, or a file's without this machine's path."""
     return Path(init).resolve().name if init is not None and Path(init).exists() else init
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM came; a second one acts at once."""
-    received: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for name, handler in handlers.items():
-            signal.signal(name, handler)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    names = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
-    handlers = {name: signal.signal(name, receive) for name in names}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for name, handler in handlers.items():
-            signal.signal(name, handler)

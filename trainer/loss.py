@@ -4,7 +4,7 @@ n_m counts the tokens of the whole global batch, so it is known before the first
 token a weight, and the loss of a micro-batch is a weighted sum that adds up over micro-batches and ranks.
 A modality that is absent has no token and so gives exactly 0. docs/loss.md says how exact this is.
 
-Suffixes: N token that carries loss, S sequence, M modality.
+Suffixes: N token that carries loss, S sequence, K task (a place in TASKS), M modality, P pair of both.
 """
 
 from collections.abc import Iterable
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from dmlm.trainer.config import LossConfig
 from dmlm.trainer.packing import PackedBatch
-from dmlm.trainer.tasks import MODALITIES
+from dmlm.trainer.tasks import MODALITIES, TASKS
 
 NUM_MODALITIES = len(MODALITIES)
+TASK_NAMES = tuple(TASKS)
+NUM_TASKS = len(TASK_NAMES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,10 +60,13 @@ def token_weights(batch: PackedBatch, counts: LossCounts, config: LossConfig) ->
     return lambdas_M[modality_N] / num_tokens_SM[place_N] / counts.num_sequences
 
 
-def sum_by_modality(losses_N: Tensor, batch: PackedBatch) -> Tensor:
-    """float64 sum M of the cross-entropies of each modality."""
-    sums_M = torch.zeros(NUM_MODALITIES, dtype=torch.float64, device=losses_N.device)
-    return sums_M.index_add_(0, batch.modality_N, losses_N.double())
+def sum_by_task(values_NX: Tensor, batch: PackedBatch) -> Tensor:
+    """float64 sums K × M × X of several values of the tokens of each task and modality."""
+    task_S = torch.tensor([TASK_NAMES.index(task) for task in batch.tasks])
+    task_N = task_S.to(values_NX.device, non_blocking=True)[batch.sequence_N]
+    sums_PX = values_NX.new_zeros(NUM_TASKS * NUM_MODALITIES, values_NX.shape[1], dtype=torch.float64)
+    sums_PX.index_add_(0, task_N * NUM_MODALITIES + batch.modality_N, values_NX.double())
+    return sums_PX.view(NUM_TASKS, NUM_MODALITIES, -1)
 
 
 def _count_each(numbers_N: Tensor, num_kinds: int) -> Tensor:

@@ -1,28 +1,22 @@
-"""What a run says about itself: the plan before it, a line of figures while it runs, a table at its end.
+"""Figures of the steps of a run, added up.
 
-Suffixes: M modality.
+StepResult -> MetricsWindow -> Record: a line of `metrics.jsonl` and of the console
+
+Suffixes: K task (a place in TASKS), M modality.
 """
 
-import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from dmlm.pipeline.progress import Progress
-from dmlm.pipeline.storage import write_bytes
-from dmlm.trainer.config import Recipe
-from dmlm.trainer.loss import NUM_MODALITIES
-from dmlm.trainer.mix import Group
+from dmlm.trainer.loss import NUM_MODALITIES, NUM_TASKS
+from dmlm.trainer.plan import Operations, Plan
 from dmlm.trainer.step import StepResult
-from dmlm.trainer.tasks import MODALITIES
-
-METRICS_NAME = "metrics.jsonl"
-NUM_NAMED = 5
+from dmlm.trainer.tasks import MODALITIES, TASKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +29,14 @@ class Record:
     """Mean over the steps."""
     loss_by_modality: Mapping[str, float]
     """Mean cross-entropy in nats."""
+    loss_share_by_modality: Mapping[str, float]
+    """Of the loss."""
+    loss_share_by_task: Mapping[str, float]
+    """Of the loss."""
+    loss_tokens_by_modality: Mapping[str, int]
+    """Tokens that carry loss."""
+    loss_tokens_by_task: Mapping[str, int]
+    """The same."""
     share_by_modality: Mapping[str, float]
     """Of the tokens that carry loss."""
     share_by_task: Mapping[str, float]
@@ -42,34 +44,60 @@ class Record:
     learning_rate: float
     gradient_norm: float
     """Before clipping."""
-    fill: float
-    """Tokens, as a share of the capacity of the packed rows."""
+    padding: float
+    """Free places, as a share of the capacity of the packed rows."""
     num_tokens: int
     num_sequences: int
     seconds: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Throughput, everything included."""
-        return self.num_tokens / self.seconds
+    """Time that the steps took, saving included and validation not."""
+    tokens_per_second: float
+    flops_per_second: float
+    mfu: float | None
+    """Of what the devices can do in bfloat16; None where that is not known."""
+    warnings: tuple[str, ...] = ()
+    """What these steps gave cause to warn of."""
 
     def line(self) -> str:
         """The figures for the console."""
-        losses = " ".join(f"{modality} {loss:.3f}" for modality, loss in self.loss_by_modality.items())
-        tasks = " ".join(f"{task} {share:.0%}" for task, share in self.share_by_task.items())
-        modalities = " ".join(f"{modality} {share:.0%}" for modality, share in self.share_by_modality.items())
-        return (
-            f"loss {self.loss:.3f} ({losses}), {self.tokens_per_second:.0f} tokens/s "
-            f"({tasks}; loss on {modalities}), fill {self.fill:.2f}, lr {self.learning_rate:.1e}"
+        losses = ", ".join(
+            f"{modality} {loss:.3f} ({self.loss_share_by_modality[modality]:.0%})"
+            for modality, loss in self.loss_by_modality.items()
         )
+        return (
+            f"loss {self.loss:.3f}: {losses}; {self.speed()}, padding {self.padding:.1%}, "
+            f"lr {self.learning_rate:.1e}"
+        )
+
+    def speed(self) -> str:
+        """Throughput for the console."""
+        share = "" if self.mfu is None else f" (MFU {self.mfu:.1%})"
+        return f"{self.tokens_per_second:.0f} tokens/s, {self.flops_per_second / 1e9:.4g} GFLOP/s{share}"
+
+    def figures(self) -> Iterator[tuple[str, float]]:
+        """Name and value of everything that makes a curve."""
+        names = ("loss", "learning_rate", "gradient_norm", "padding", "tokens_per_second", "flops_per_second")
+        yield from ((name, getattr(self, name)) for name in names)
+        if self.mfu is not None:
+            yield "mfu", self.mfu
+        groups = {
+            "loss": self.loss_by_modality,
+            "loss_share": self.loss_share_by_modality,
+            "loss_share_of_task": self.loss_share_by_task,
+            "token_share_of_task": self.share_by_task,
+        }
+        for name, values in groups.items():
+            yield from ((f"{name}/{kind}", value) for kind, value in values.items())
 
 
 class MetricsWindow:
     """Sums over steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan, operations: Operations) -> None:
+        """Starts the clock."""
+        self._plan, self._operations = plan, operations
         self._losses: list[float] = []
-        self._sums_M, self._num_tokens_M = np.zeros(NUM_MODALITIES), np.zeros(NUM_MODALITIES, np.int64)
+        self._num_tokens_KM = np.zeros((NUM_TASKS, NUM_MODALITIES), np.int64)
+        self._sums_KM, self._parts_KM = np.zeros((2, NUM_TASKS, NUM_MODALITIES))
         self._tokens_by_task: Counter[str] = Counter()
         self._num_sequences = self._num_rows = 0
         self._start = time.monotonic()
@@ -77,108 +105,53 @@ class MetricsWindow:
     def add(self, result: StepResult) -> None:
         """Takes in one step."""
         self._losses.append(result.loss)
-        self._sums_M += result.sums_M
-        self._num_tokens_M += result.num_tokens_M
+        self._num_tokens_KM += result.num_tokens_KM
+        self._sums_KM += result.sums_KM
+        self._parts_KM += result.parts_KM
         self._tokens_by_task.update(result.tokens_by_task)
         self._num_sequences += result.num_sequences
         self._num_rows += result.num_rows
 
-    def record(self, step: int, max_tokens: int, last: StepResult) -> Record:
-        """Figures of the steps so far; `last` is the last of them, `max_tokens` the capacity of a row."""
-        num_tokens = self._tokens_by_task.total()
-        loss_tokens_M = self._num_tokens_M
-        means_M = self._sums_M / np.maximum(loss_tokens_M, 1)
-        present = [m for m in range(NUM_MODALITIES) if loss_tokens_M[m]]
+    def leave_out(self, seconds: float) -> None:
+        """Takes time that went into something else off the clock."""
+        self._start += seconds
+
+    def record(self, step: int, last: StepResult) -> Record:
+        """Figures of the steps so far; `last` is the last of them, `step` its number."""
+        num_tokens, seconds = self._tokens_by_task.total(), time.monotonic() - self._start
+        tokens_M, max_tokens = self._num_tokens_KM.sum(axis=0), self._plan.recipe.batch.max_tokens
+        shares_KM = self._parts_KM / max(float(self._parts_KM.sum()), np.finfo(np.float64).tiny)
+        flops = self._operations.total(self._tokens_by_task, int(tokens_M.sum())) / seconds
+        peak = self._operations.peak_per_second
         return Record(
             step=step,
             loss=float(np.mean(self._losses)),
-            loss_by_modality={MODALITIES[m]: float(means_M[m]) for m in present},
-            share_by_modality={MODALITIES[m]: float(loss_tokens_M[m] / loss_tokens_M.sum()) for m in present},
+            loss_by_modality=self._of_present(self._sums_KM.sum(axis=0) / np.maximum(tokens_M, 1)),
+            loss_share_by_modality=self._of_present(shares_KM.sum(axis=0)),
+            loss_share_by_task=self._by_task(shares_KM.sum(axis=1)),
+            loss_tokens_by_modality={name: int(n) for name, n in self._of_present(tokens_M).items()},
+            loss_tokens_by_task={
+                name: int(n) for name, n in self._by_task(self._num_tokens_KM.sum(axis=1)).items()
+            },
+            share_by_modality=self._of_present(tokens_M / tokens_M.sum()),
             share_by_task={task: n / num_tokens for task, n in self._tokens_by_task.most_common() if n},
             learning_rate=last.learning_rate,
             gradient_norm=last.gradient_norm,
-            fill=num_tokens / (self._num_rows * max_tokens),
+            padding=1 - num_tokens / (self._num_rows * max_tokens),
             num_tokens=num_tokens,
             num_sequences=self._num_sequences,
-            seconds=time.monotonic() - self._start,
+            seconds=seconds,
+            tokens_per_second=num_tokens / seconds,
+            flops_per_second=flops,
+            mfu=None if peak is None else flops / peak,
         )
 
+    def _of_present(self, values_M: npt.NDArray[np.number]) -> dict[str, float]:
+        """Values of the modalities that had tokens with loss."""
+        present = zip(MODALITIES, values_M.tolist(), self._num_tokens_KM.sum(axis=0), strict=True)
+        return {str(modality): value for modality, value, num_tokens in present if num_tokens}
 
-class RunLog:
-    """Writes `metrics.jsonl` and the console's lines."""
-
-    def __init__(self, run_dir: Path, recipe: Recipe, first_step: int) -> None:
-        """Goes on behind step `first_step`; records of later steps, which will be made again, are dropped."""
-        self._path, self._recipe = run_dir / METRICS_NAME, recipe
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= first_step]
-        write_bytes(self._path, "".join(f"{line}\n" for line in kept).encode())
-        self._window, self._total = MetricsWindow(), MetricsWindow()
-        self._progress = Progress("train", total=recipe.num_steps - first_step, unit="steps")
-        self.last: Record | None = None
-        """The newest record; None before the first."""
-        self.total: Record | None = None
-        """Of all steps, once the last one is in."""
-
-    def add(self, num_done: int, result: StepResult) -> None:
-        """Takes in the step that made `num_done` steps complete."""
-        max_tokens = self._recipe.batch.max_tokens
-        self._window.add(result)
-        self._total.add(result)
-        if num_done % self._recipe.log_every_steps == 0 or num_done == self._recipe.num_steps:
-            self.last = self._window.record(num_done, max_tokens, result)
-            self._window = MetricsWindow()
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(self.last)) + "\n")
-        self._progress.advance(note=self.last.line() if self.last else "")
-        if num_done == self._recipe.num_steps:
-            self.total = self._total.record(num_done, max_tokens, result)
-            self._progress.close(self.total.line())
-
-    def _lines(self) -> list[str]:
-        if not self._path.is_file():
-            return []
-        # A killed run may leave a torn last line.
-        return self._path.read_text(encoding="utf-8").split("\n")[:-1]
-
-
-def describe_plan(groups: Sequence[Group], recipe: Recipe) -> str:
-    """Table of what each entry of the mix will give, before the first step."""
-    tokens_per_step = recipe.batch.num_micro_batches * recipe.batch.max_tokens
-    epochs = [
-        recipe.num_steps * tokens_per_step * group.weight / max(int(group.lengths_N.sum()), 1)
-        for group in groups
-    ]
-    loss_tokens_M = np.array(epochs) @ np.stack([group.loss_tokens_M for group in groups])
-    return "\n".join(
-        [
-            f"{recipe.num_steps} steps of at most {tokens_per_step} tokens",
-            f"{'task':<16}{'samples':>9}{'tokens/sample':>15}{'epochs':>8}{'share':>8}   tokens with loss",
-            *(_plan_row(group, n) for group, n in zip(groups, epochs, strict=True)),
-            f"{'all':<56}   {_shares(loss_tokens_M)}",
-            *(_describe_refused(group, recipe) for group in groups if group.refused),
-        ]
-    )
-
-
-def _plan_row(group: Group, epochs: float) -> str:
-    num_samples = len(group.rows_N)
-    mean_length = group.lengths_N.sum() / max(num_samples, 1)
-    return (
-        f"{group.name:<16}{num_samples:>9}{mean_length:>15.1f}{epochs:>8.1f}{group.weight:>8.1%}"
-        f"   {_shares(group.loss_tokens_M)}"
-    )
-
-
-def _shares(tokens_M: npt.NDArray[np.number]) -> str:
-    return " ".join(
-        f"{modality} {n / tokens_M.sum():.1%}" for modality, n in zip(MODALITIES, tokens_M, strict=True) if n
-    )
-
-
-def _describe_refused(group: Group, recipe: Recipe) -> str:
-    named = [f"{key} ({length})" for key, length in list(group.refused.items())[:NUM_NAMED]]
-    more = f" and {len(group.refused) - NUM_NAMED} more" if len(group.refused) > NUM_NAMED else ""
-    return (
-        f"{group.name}: {len(group.refused)} samples refused, over {recipe.sequence.max_length} tokens: "
-        f"{', '.join(named)}{more}"
-    )
+    def _by_task(self, values_K: npt.NDArray[np.number]) -> dict[str, float]:
+        """Values of the tasks that had tokens, the one with most of them first."""
+        values = dict(zip(TASKS, values_K.tolist(), strict=True))
+        return {task: values[task] for task, num_tokens in self._tokens_by_task.most_common() if num_tokens}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from heapq import heapify, heapreplace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from dmlm.pipeline.randomness import generator_for
 from dmlm.trainer.config import MixEntry, Recipe
 from dmlm.trainer.dataset import TrainingData
 from dmlm.trainer.tasks import TASKS, Task, Template, loss_token_counts, make_template, sequence_lengths
+
+_NUM_AHEAD: Final = 256
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -50,16 +52,25 @@ class Group:
     order: tuple[int, npt.NDArray[np.int64]] = field(default=(-1, np.empty(0, np.int64)))
     """Epoch and its permutation; follows from `num_draws`."""
 
-    def draw(self, seed: int) -> int:
-        """Number of the next sample; every epoch is a permutation of its own."""
+    next_draws: list[tuple[int, int]] = field(default_factory=list)
+    """Sample and length of the next few, last first; follows from `num_draws`, too."""
+
+    def draw(self, seed: int) -> tuple[int, int]:
+        """Number of the next sample and its length; every epoch is a permutation of its own."""
+        if not self.next_draws:
+            self._look_ahead(seed)
+        sample, length = self.next_draws.pop()
+        self.num_draws += 1
+        self.num_tokens += length
+        return sample, length
+
+    def _look_ahead(self, seed: int) -> None:
         epoch, place = divmod(self.num_draws, len(self.rows_N))
         if self.order[0] != epoch:
             rng = generator_for(seed, "stream", self.name, epoch)
             self.order = epoch, rng.permutation(len(self.rows_N))
-        sample = self.order[1].item(place)
-        self.num_draws += 1
-        self.num_tokens += self.lengths_N.item(sample)
-        return sample
+        samples = self.order[1][place : place + _NUM_AHEAD][::-1]
+        self.next_draws = list(zip(samples.tolist(), self.lengths_N[samples].tolist(), strict=True))
 
 
 class Mix:
@@ -87,9 +98,9 @@ class Mix:
         """The next sequence and its length."""
         number = self._line[0][1]
         group = self.groups[number]
-        drawn = self._starts[number] + group.draw(self._seed)
+        sample, length = group.draw(self._seed)
         heapreplace(self._line, (group.num_tokens / group.weight, number))
-        return drawn, self.lengths_D.item(drawn)
+        return self._starts[number] + sample, length
 
     def state(self) -> dict[str, Any]:
         """Plain json from which `restore` goes on exactly."""
@@ -108,6 +119,7 @@ class Mix:
             )
         for group in self.groups:
             group.num_draws, group.num_tokens = state[group.name]
+            group.next_draws = []
         self._line_up()
 
     def _line_up(self) -> None:

@@ -1,22 +1,29 @@
 """Running a causal language model on packed rows: attention inside each sequence, loss where there is some.
 
-Suffixes: B batch (1 when packed), H head, T token of the packed row, D width, N token that carries loss,
+Suffixes: B batch (1 when packed), T token of the packed row, D width, N token that carries loss,
 V vocabulary.
 """
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from dmlm.trainer.attention import KernelName, lay_out, use_kernel
+from dmlm.trainer.config import Recipe
 from dmlm.trainer.linear_cross_entropy import linear_cross_entropy
 from dmlm.trainer.packing import PackedBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PACKED_ATTENTION: Final = "dmlm_packed"
+
+def choose_products(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """Type of matrix products: the recipe's, or bfloat16 on a GPU that computes in it."""
+    if recipe.precision == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    return torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
 
 
 class PackedModel(torch.nn.Module):
@@ -25,60 +32,35 @@ class PackedModel(torch.nn.Module):
     The loss belongs inside: only there do DDP and FSDP2 see that the weights of the head are used.
     """
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        kernel: KernelName = "sequences",
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        """Takes the kernel to attend with; products run in bfloat16 if `products` is that, by autocast."""
         super().__init__()
-        use_packed_attention(model)
+        use_kernel(model, kernel)
         self.model = model
+        self._in_bfloat16 = products == torch.bfloat16
 
     def forward(self, batch: PackedBatch, weights_N: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum of the cross-entropies, and each of them, without gradient."""
         head: Any = self.model.get_output_embeddings()
-        hidden_ND = packed_hidden(self.model, batch)
-        return linear_cross_entropy(hidden_ND, head.weight, head.bias, batch.targets_N, weights_N)
-
-
-def use_packed_attention(model: "PreTrainedModel") -> None:
-    """Makes the model run on packed rows; see `packed_hidden`."""
-    from transformers import AttentionInterface
-
-    # No mask function is registered under this name, so transformers builds no mask.
-    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-    model.set_attn_implementation(PACKED_ATTENTION)
-
-
-def packed_attention(
-    module: torch.nn.Module,
-    query_BHTD: Tensor,
-    key_BHTD: Tensor,
-    value_BHTD: Tensor,
-    attention_mask: None,
-    *,
-    lengths: tuple[int, ...],
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence of a packed row: a transformers attention function.
-
-    One call per sequence costs less than a block-diagonal mask: nothing is computed to be masked.
-    """
-    grouped = query_BHTD.shape[1] != key_BHTD.shape[1]
-    parts = (torch.split(tensor, list(lengths), dim=2) for tensor in (query_BHTD, key_BHTD, value_BHTD))
-    outputs = [
-        scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped
-        )
-        for q, k, v in zip(*parts, strict=True)
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+        with torch.autocast(weights_N.device.type, torch.bfloat16, enabled=self._in_bfloat16):
+            hidden_ND = packed_hidden(self.model, batch)
+            return linear_cross_entropy(hidden_ND, head.weight, head.bias, batch.targets_N, weights_N)
 
 
 def packed_hidden(model: "PreTrainedModel", batch: PackedBatch) -> Tensor:
-    """Last hidden states N × D of the tokens that carry loss, and of no others."""
+    """Last hidden states N × D of the tokens that carry loss, and of no others.
+
+    The model must have been given a kernel; see `attention.use_kernel`.
+    """
     hidden_BTD: Tensor = model.base_model(
         input_ids=batch.tokens_T[None],
         position_ids=batch.positions_T[None],
-        lengths=batch.lengths,
+        row=lay_out(model, batch),
         use_cache=False,
     ).last_hidden_state
     return hidden_BTD[0].index_select(0, batch.predictors_N)

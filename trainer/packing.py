@@ -1,14 +1,15 @@
 """Packing: sequences of any length -> rows of a bounded number of tokens, without padding.
 
 A packed row is one long sequence of sequences. Positions restart at each of them, and attention runs within
-each of them (`packed_forward.packed_attention`), so nothing can leak and no token is padding.
+each of them (`attention.py`), so nothing can leak and no token is padding.
 
 Suffixes: R row, S sequence, P part of a sequence, U run of targets, T token, N token that carries loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -45,23 +46,25 @@ class Packer(Generic[Item]):
         """
         # Bit s of sums[i]: the oldest item and some of the next i add up to s. Integers have as many bits as
         # they need, so one shift adds an item to every sum at once.
-        full, pool = 1 << self._capacity, self.pool
-        if not pool:
-            self._fetch()
-        reachable = 1 << pool[0][1]
-        sums = [reachable]
-        while not reachable & full and len(sums) < self._pool_size:
-            if len(sums) == len(pool):
-                self._fetch()
-            reachable |= (reachable << pool[len(sums)][1]) & (2 * full - 1)
+        pool, full = self.pool, 1 << self._capacity
+        within = 2 * full - 1
+        sums: list[int] = []
+        reachable = 1
+        for _, length in chain(pool[: self._pool_size], self._fetch(self._pool_size - len(pool))):
+            # Only the oldest item is in every sum.
+            reachable = reachable | (reachable << length & within) if sums else 1 << length
             sums.append(reachable)
+            if reachable >= full:
+                break
         return self._take(sums)
 
-    def _fetch(self) -> None:
-        item, length = self._draw()
-        if length > self._capacity:
-            raise ValueError(f"length {length} is over the capacity of {self._capacity}")
-        self.pool.append((item, length))
+    def _fetch(self, num_items: int) -> Iterator[tuple[Item, int]]:
+        for _ in range(num_items):
+            drawn = self._draw()
+            if drawn[1] > self._capacity:
+                raise ValueError(f"length {drawn[1]} is over the capacity of {self._capacity}")
+            self.pool.append(drawn)
+            yield drawn
 
     def _take(self, sums: list[int]) -> list[Item]:
         """Takes the items of the largest sum out of the pool, of equal choices the earliest."""
@@ -129,6 +132,12 @@ class PackedBatch:
     def sequence_N(self) -> Tensor:
         """Number of its sequence in the row."""
         return self._tensors.sequence_N
+
+    @property
+    def lengths_S(self) -> Tensor:
+        """int32: the lengths, where the batch is."""
+        end = len(self.buffer) - 4 * self.num_runs
+        return self.buffer[end - len(self.lengths) : end]
 
     def to(self, device: torch.device) -> "PackedBatch":
         """The same batch on another device."""

@@ -17,9 +17,9 @@ from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.tokenizers.gguf import read_gguf_tokenizer
 from dmlm.pipeline.vocabulary import Vocabulary
+from dmlm.trainer.attention import RowLayout, use_kernel
 from dmlm.trainer.config import ModelConfig
 from dmlm.trainer.gguf import is_gguf, read_gguf_config
-from dmlm.trainer.packed_forward import use_packed_attention
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -134,11 +134,11 @@ def check_packing(model: "PreTrainedModel", init: str) -> None:
     model.eval()
     pieces = torch.arange(_NUM_CHECKED).tensor_split([_NUM_CHECKED // 2 + 1])
     alone_TV = torch.cat([model(input_ids=piece[None]).logits[0] for piece in pieces])
-    use_packed_attention(model)
+    use_kernel(model, "sequences")
     hidden_BTD = model.base_model(
         input_ids=torch.cat(pieces)[None],
         position_ids=torch.cat([torch.arange(len(piece)) for piece in pieces])[None],
-        lengths=tuple(map(len, pieces)),
+        row=RowLayout(lengths=tuple(map(len, pieces))),
         use_cache=False,
     ).last_hidden_state
     packed_TV = model.get_output_embeddings()(hidden_BTD[0])

@@ -53,6 +53,8 @@ class RowBuilder:
 
     def __init__(self, data: TrainingData, mix: Mix, config: SequenceConfig, seed: int) -> None:
         self._data, self._mix, self._config, self._seed = data, mix, config, seed
+        self.reading = ""
+        """Name of the shard that is, or was last, read."""
         self._is_noisy = config.unit_noise > 0 or config.text_noise > 0
         templates = [template for group in mix.groups for template in group.templates]
         num_templates = [len(group.templates) for group in mix.groups]
@@ -109,6 +111,8 @@ class RowBuilder:
         """Tokens as they lie in the shards, with the fixed ones around them, and the length of each part."""
         table, is_read_P = self._data.tokens, fields.is_read
         places_A = (NUM_MEMBERS * rows_P + fields.member)[is_read_P]
+        for self.reading in table.fetch(places_A):
+            pass
         pieces: list[bytes | memoryview] = [self._fixed[number] for number in numbers_P]
         for part, payload in zip(is_read_P.nonzero()[0].tolist(), table.payloads(places_A), strict=True):
             pieces[part] = payload

@@ -17,7 +17,10 @@ FORMAT_VERSION: Final = 1
 SETTINGS_NAME: Final = "dmlm.json"
 _FREE_TO_CHANGE: Final = (
     *("recipe.name", "recipe.save_every_steps", "recipe.log_every_steps", "recipe.parallel"),
+    *("recipe.precision", "recipe.attention", "recipe.torch_compile", "recipe.gradient_checkpointing"),
+    "recipe.validation",
 )
+_FREE_PREFIXES: Final = tuple(f"{name}." for name in _FREE_TO_CHANGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,7 @@ def check_same_run(path: Path, saved: RunSettings, current: RunSettings) -> None
     """Raises FingerprintMismatchError, naming both sides, unless `path` can be resumed with `current`."""
     theirs, ours = dict(_flatten(saved.to_json())), dict(_flatten(current.to_json()))
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    differing = [name for name in names if name not in _FREE_TO_CHANGE]
+    differing = [name for name in names if not f"{name}.".startswith(_FREE_PREFIXES)]
     if differing:
         name, num_more = differing[0], len(differing) - 1
         more = f" (and {num_more} more differ: {', '.join(differing[1:4])})" if num_more else ""

@@ -3,7 +3,7 @@
 The processor reads one small tensor per step, behind the backward passes and before the update. It holds all
 figures of the step over all ranks, so every rank comes to the same decision: go on, stop and save, or fail.
 
-Suffixes: M modality.
+Suffixes: N token that carries loss, K task (a place in TASKS), M modality.
 """
 
 import math
@@ -19,11 +19,20 @@ from torch import Tensor
 
 from dmlm.pipeline.errors import NotFiniteError
 from dmlm.pipeline.randomness import generator_for
+from dmlm.trainer.attention import choose_kernel
 from dmlm.trainer.config import Recipe
 from dmlm.trainer.distributed import Ranks, gradients_kept_back, spread
-from dmlm.trainer.loss import NUM_MODALITIES, LossCounts, count_loss_tokens, sum_by_modality, token_weights
+from dmlm.trainer.layers import checkpoint_layers, compile_layers
+from dmlm.trainer.loss import (
+    NUM_MODALITIES,
+    NUM_TASKS,
+    LossCounts,
+    count_loss_tokens,
+    sum_by_task,
+    token_weights,
+)
 from dmlm.trainer.optim import build_optimizer, clip_gradient, learning_rate, update
-from dmlm.trainer.packed_forward import PackedModel
+from dmlm.trainer.packed_forward import PackedModel, choose_products
 from dmlm.trainer.packing import PackedBatch
 from dmlm.trainer.tasks import TASKS
 
@@ -31,6 +40,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NUM_NAMED: Final = 5
+SHAPE_OF_SUMS: Final = (NUM_TASKS, NUM_MODALITIES, 3)
+NUM_SUMS: Final = math.prod(SHAPE_OF_SUMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,10 +49,12 @@ class StepResult:
     """Figures of one optimizer step, over all ranks."""
 
     loss: float
-    sums_M: npt.NDArray[np.float64]
-    """Cross-entropies of each modality, in nats."""
-    num_tokens_M: npt.NDArray[np.int64]
+    num_tokens_KM: npt.NDArray[np.int64]
     """Tokens that carry loss."""
+    sums_KM: npt.NDArray[np.float64]
+    """Their cross-entropies, in nats."""
+    parts_KM: npt.NDArray[np.float64]
+    """What they add to the loss."""
     tokens_by_task: Mapping[str, int]
     """All tokens."""
     num_sequences: int
@@ -58,8 +71,16 @@ class TrainStep:
 
     def __init__(self, model: "PreTrainedModel", recipe: Recipe, seed: int, ranks: Ranks) -> None:
         self._recipe, self._seed, self._ranks, self._model = recipe, seed, ranks, model
-        self._packed = spread(PackedModel(model), ranks, recipe.parallel)
         self._device = next(model.parameters()).device
+        self.products = choose_products(recipe, self._device)
+        """Type of matrix products."""
+        self.kernel = choose_kernel(recipe, model, self._device, self.products)
+        """How attention runs."""
+        if recipe.gradient_checkpointing:
+            checkpoint_layers(model)
+        self._packed = spread(PackedModel(model, self.kernel, self.products), ranks, recipe.parallel)
+        if recipe.torch_compile:
+            compile_layers(model)
         self.optimizer = build_optimizer(model, recipe.optimizer)
 
     def __call__(
@@ -88,9 +109,10 @@ class TrainStep:
         """Forward and backward passes.
 
         Returns:
-            The loss, the sums of each modality and a free place, in one tensor; the losses of every token.
+            Counts, cross-entropies and parts of the loss by task and modality, the loss and a free place,
+            in one tensor; the losses of every token.
         """
-        sums, losses = torch.zeros(NUM_MODALITIES + 2, dtype=torch.float64, device=self._device), []
+        sums, losses = torch.zeros(NUM_SUMS + 2, dtype=torch.float64, device=self._device), []
         for index, batch in enumerate(batches):
             # Dropout follows from step and micro-batch alone: no generator has to be saved, and micro-batches
             # may move to another rank.
@@ -100,22 +122,24 @@ class TrainStep:
             with gradients_kept_back(self._packed, index < len(batches) - 1):
                 loss, losses_N = self._packed(batch, weights_N)
                 loss.backward()
-            sums[0] += loss.detach()
-            sums[1:-1] += sum_by_modality(losses_N, batch)
+            values_NX = torch.stack([torch.ones_like(losses_N), losses_N, losses_N * weights_N], dim=1)
+            sums[:NUM_SUMS] += sum_by_task(values_NX, batch).flatten()
+            sums[NUM_SUMS] += loss.detach()
             losses.append(losses_N)
         return sums, losses
 
     def _read(self, norm: Tensor, sums: Tensor, content: Tensor, rate: float) -> StepResult:
         # The one place where the processor waits for the device.
         figures = torch.cat([norm.double()[None], sums, content]).tolist()
-        gradient_norm, loss, *sums_M, num_stopping = figures[: NUM_MODALITIES + 3]
-        *num_tokens_M, num_sequences = figures[NUM_MODALITIES + 3 :][: NUM_MODALITIES + 1]
-        tokens_by_task = figures[-len(TASKS) :]
+        gradient_norm, *by_task = figures[: 1 + NUM_SUMS]
+        loss, num_stopping, *_, num_sequences = figures[1 + NUM_SUMS : -NUM_TASKS]
+        num_tokens_KM, sums_KM, parts_KM = np.moveaxis(np.reshape(by_task, SHAPE_OF_SUMS), -1, 0)
         return StepResult(
             loss=loss,
-            sums_M=np.array(sums_M),
-            num_tokens_M=np.array(num_tokens_M, np.int64),
-            tokens_by_task={task: int(n) for task, n in zip(TASKS, tokens_by_task, strict=True)},
+            num_tokens_KM=num_tokens_KM.astype(np.int64),
+            sums_KM=sums_KM,
+            parts_KM=parts_KM,
+            tokens_by_task={task: int(n) for task, n in zip(TASKS, figures[-NUM_TASKS:], strict=True)},
             num_sequences=int(num_sequences),
             num_rows=self._recipe.batch.num_micro_batches,
             learning_rate=rate,

@@ -69,6 +69,11 @@ class TokenStream:
         """
         return self._state
 
+    @property
+    def reading(self) -> str:
+        """Name of the shard that is, or was last, read."""
+        return self._builder.reading
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on where a stream of the same data, recipe and seed gave `state`, on any number of ranks.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from dmlm.pipeline.randomness import generator_for
 
@@ -49,7 +50,7 @@ class _Text:
         rng = self._rng
         if rng.random() >= SHARE_IN_ORDER:
             return list(islice(self._loose_words, int(rng.integers(1, MAX_LOOSE_WORDS + 1))))
-        line = self._lines[rng.integers(len(self._lines))]
+        line = self._lines[int(rng.integers(len(self._lines)))]
         num_words = min(len(line), int(rng.integers(1, MAX_WORDS_IN_ORDER + 1)))
         start = int(rng.integers(len(line) - num_words + 1))
         return line[start : start + num_words]
@@ -60,6 +61,6 @@ def _words(line: str) -> Words:
     return (line.lower() if line.isupper() else line).split()
 
 
-def _draw_forever(words: Words, shares: np.ndarray, rng: np.random.Generator) -> Iterator[str]:
+def _draw_forever(words: Words, shares: npt.NDArray[np.float64], rng: np.random.Generator) -> Iterator[str]:
     while True:
         yield from (words[i] for i in rng.choice(len(words), size=1024, p=shares))

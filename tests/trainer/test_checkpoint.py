@@ -16,10 +16,11 @@ from dmlm.trainer.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     load_trainer_state,
+    mark_best,
     resolve_checkpoint,
     save_checkpoint,
 )
-from dmlm.trainer.config import ModelConfig, OptimizerConfig, load_recipe
+from dmlm.trainer.config import ModelConfig, OptimizerConfig, ValidationConfig, load_recipe
 from dmlm.trainer.dataset import TrainingData, open_training_data
 from dmlm.trainer.model import build_model
 from dmlm.trainer.optim import build_optimizer, optimizer_tensors, restore_optimizer
@@ -55,7 +56,7 @@ class Saver:
         self.model(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
         self.optimizer.step()
 
-    def save(self, run_dir: Path, step: int) -> Path:
+    def save(self, run_dir: Path, step: int, is_best: bool = False) -> Path:
         state = TrainerState(
             step=step, optimizer=optimizer_tensors(self.model, self.optimizer), stream={"step": step}
         )
@@ -65,6 +66,7 @@ class Saver:
             state=state,
             settings=self.settings,
             codebook_dirs=self.data.codebook_dirs,
+            is_best=is_best,
         )
 
 
@@ -155,6 +157,26 @@ def test_the_newest_two_are_kept(saver: Saver, tmp_path: Path) -> None:
         saver.save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000002", "checkpoint-000003"]
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
+
+
+def test_the_best_is_kept_beside_them_until_another_is_best(saver: Saver, tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        saver.save(tmp_path, step, is_best=step == 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best",
+        *(f"checkpoint-00000{i}" for i in (1, 3, 4)),
+    ]
+    assert load_checkpoint(resolve_checkpoint(tmp_path / "best")).step == 1
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000004"
+    saver.save(tmp_path, 5, is_best=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", *(f"checkpoint-00000{i}" for i in (4, 5))]
+    assert load_checkpoint(resolve_checkpoint(tmp_path / "best")).step == 5
+
+
+def test_a_step_without_a_checkpoint_is_not_marked_as_the_best(saver: Saver, tmp_path: Path) -> None:
+    saver.save(tmp_path, 1, is_best=True)
+    mark_best(tmp_path, 2)
+    assert (tmp_path / "best").readlink().name == "checkpoint-000001"
 
 
 def test_saving_a_step_again_replaces_it(saver: Saver, tmp_path: Path) -> None:
@@ -256,8 +278,9 @@ def test_what_a_run_is_made_of_must_be_the_same(settings: RunSettings) -> None:
             check_same_run(Path("run"), settings, replace(settings, **change))
 
 
-def test_how_often_a_run_saves_and_logs_may_change(settings: RunSettings) -> None:
+def test_how_often_a_run_saves_logs_and_validates_may_change(settings: RunSettings) -> None:
     recipe = replace(settings.recipe, save_every_steps=1, log_every_steps=1, name="renamed")
+    recipe = replace(recipe, validation=ValidationConfig(every_steps=7, splits=("a", "b", "c")))
     check_same_run(Path("run"), settings, replace(settings, recipe=recipe))
 
 

@@ -8,11 +8,17 @@ from dmlm.trainer.config import Recipe, load_recipe, recipe_from_json
 MINIMAL = {"name": "x", "num_steps": 3, "mix": [{"task": "asr", "weight": 1}]}
 
 
-@pytest.mark.parametrize("name", ["demo", "paper"])
+@pytest.mark.parametrize("name", ["demo", "paper", "ivr"])
 def test_packaged_recipes_are_read_and_survive_json(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe_from_json(recipe.to_json()) == recipe
+
+
+def test_a_recipe_saved_before_there_was_validation_has_none() -> None:
+    content = load_recipe("demo").to_json()
+    del content["validation"]
+    assert recipe_from_json(content).validation.every_steps == 0
 
 
 def test_the_loss_of_the_paper_is_the_default_and_in_its_recipe() -> None:
@@ -58,6 +64,9 @@ def test_overrides_replace_values_by_dotted_key() -> None:
         ({"optimizer": {"betas": [0.9]}}, "betas must be two numbers"),
         ({"loss": {"normalise": "batches"}}, "did you mean 'batch'"),
         ({"loss": {"text": -0.1}}, "must not be negative"),
+        ({"validation": {"every": 3}}, "validation: unknown key 'every'; did you mean 'every_steps'"),
+        ({"validation": {"every_steps": -1}}, "must not be negative"),
+        ({"validation": {"num_sequences": 0}}, "num_sequences must be at least 1"),
         ({"loss": None}, "must hold keys and values"),
         ({"model": {"num_heads": 0}}, "at least 1"),
         ({"model": {"dropout": 1.0}}, "dropout"),
@@ -71,7 +80,7 @@ def test_what_is_wrong_with_a_recipe_is_said(change: dict[str, object], message:
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"no recipe 'dmeo'.*demo, paper"):
+    with pytest.raises(ConfigError, match=r"no recipe 'dmeo'.*demo, ivr, paper"):
         load_recipe("dmeo")
     with pytest.raises(ConfigError, match=r"no recipe '/nowhere/x.yaml'"):
         load_recipe("/nowhere/x.yaml")

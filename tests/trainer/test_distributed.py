@@ -35,6 +35,7 @@ RECIPE = recipe_from_json(
         "sequence": {"max_length": 64, "unit_noise": 0.1},
         "batch": {"max_tokens": 128, "num_micro_batches": 4, "pool_size": 8},
         "optimizer": {"learning_rate": 5.0e-3, "num_warmup_steps": 3},
+        "validation": {"every_steps": 3, "splits": ["test"], "num_sequences": 3, "num_decoded": 1},
         "save_every_steps": 3,
         "log_every_steps": 1,
     }
@@ -118,6 +119,10 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def validations(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "validation.jsonl").read_text().splitlines()]
+
+
 def assert_same_run(run_dir: Path, expected_dir: Path) -> None:
     """Same global batches, so the same losses but for the order of additions."""
     lines, expected_lines = metrics(run_dir), metrics(expected_dir)
@@ -125,7 +130,7 @@ def assert_same_run(run_dir: Path, expected_dir: Path) -> None:
     for line, expected in zip(lines, expected_lines, strict=True):
         for name in ("loss", "gradient_norm", "loss_by_modality"):
             assert line[name] == pytest.approx(expected[name], rel=1e-5), (line["step"], name)
-        for name in ("num_tokens", "num_sequences", "fill", "share_by_task", "share_by_modality"):
+        for name in ("num_tokens", "num_sequences", "padding", "share_by_task", "share_by_modality"):
             assert line[name] == expected[name], (line["step"], name)
     name = f"{LAST}/model.safetensors"
     weights, expected_weights = load_file(run_dir / name), load_file(expected_dir / name)
@@ -144,9 +149,23 @@ def test_fsdp2_cut_and_resumed_equals_one_process(outcome: Outcome) -> None:
     assert_same_run(outcome.folder / "fsdp2", outcome.folder / "alone")
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_ranks_share_a_validation(outcome: Outcome, name: str) -> None:
+    lines, expected_lines = (validations(outcome.folder / run) for run in (name, "alone"))
+    assert [line["step"] for line in lines] == [3, 6]
+    for line, expected in zip(lines, expected_lines, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert line["tasks"]["asr"]["nats_per_token"] == pytest.approx(
+            expected["tasks"]["asr"]["nats_per_token"], rel=1e-5
+        )
+        assert [answer["key"] for answer in line["answers"]] == [a["key"] for a in expected["answers"]]
+    best = min(expected_lines, key=lambda line: line["loss"])["step"]
+    assert (outcome.folder / name / "best").readlink().name == f"checkpoint-{best:06d}"
+
+
 def test_one_process_goes_on_where_two_stopped(outcome: Outcome, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    shutil.copytree(outcome.folder / "fsdp2", run_dir)
+    shutil.copytree(outcome.folder / "fsdp2", run_dir, symlinks=True)
     shutil.rmtree(run_dir / LAST)
     train(TrainConfig(shards=(outcome.shards,), recipe=RECIPE, out_dir=run_dir, device="cpu", resume=True))
     assert_same_run(run_dir, outcome.folder / "alone")

@@ -96,7 +96,7 @@ def test_a_model_learns_and_the_report_says_so(config: TrainConfig) -> None:
     assert set(report.total.loss_by_modality) == {"text", "speech", "image"}
     assert report.total.share_by_task["asr"] == pytest.approx(0.5, abs=0.02)
     assert sum(report.total.share_by_modality.values()) == pytest.approx(1)
-    for expected in ("trained 80 steps", "tokens/s", "asr 50%", "checkpoint-000080"):
+    for expected in ("trained 80 steps", "tokens/s", "padding", "nats/token", "checkpoint-000080"):
         assert expected in report.table()
 
 
@@ -109,7 +109,7 @@ def test_the_plan_is_shown_before_the_first_step(
     assert "60.0%" in plan
     assert "asr" in plan
     assert "i2t: 16 samples refused, over 23 tokens: caption-000 (25), " in plan
-    assert plan.index("tokens with loss") < plan.index("train: ")
+    assert plan.index("loss share") < plan.index("train: ")
 
 
 def test_the_resolved_config_is_written_beside_the_checkpoints(config: TrainConfig) -> None:
@@ -186,7 +186,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
     updates: list[float] = []
     monkeypatch.setattr(step, "clip_gradient", lambda *_: torch.tensor(math.nan))
     monkeypatch.setattr(step, "update", lambda _, rate: updates.append(rate))
-    with pytest.raises(NotFiniteError, match="step 1: the gradient is not finite"):
+    with pytest.raises(
+        NotFiniteError, match=r"step 1: the gradient is not finite: (utterance|caption)-\d{3}"
+    ):
         train(config)
     assert not updates
 

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from dmlm.trainer import linear_cross_entropy as linear_cross_entropy_module
 from dmlm.trainer.config import LossConfig
 from dmlm.trainer.linear_cross_entropy import linear_cross_entropy
-from dmlm.trainer.loss import count_loss_tokens, sum_by_modality, token_weights
+from dmlm.trainer.loss import count_loss_tokens, sum_by_task, token_weights
 from dmlm.trainer.packing import PackedBatch, pack_sequences
-from dmlm.trainer.tasks import MODALITIES, TaskSequence
+from dmlm.trainer.tasks import MODALITIES, TASKS, TaskSequence
 
 NUM_IDS = 11
 LAMBDAS = {"text": 0.93, "speech": 0.25, "image": 0.25}
@@ -33,7 +34,8 @@ def batch_of(sequences: Sequence[Sequence[int]], rng: np.random.Generator) -> Pa
                 num_prompt=1,
             )
             for codes in sequences
-        ]
+        ],
+        tasks=["asr"] * len(sequences),
     )
 
 
@@ -109,7 +111,7 @@ def test_an_absent_modality_gives_zero_and_no_gradient(normalise: str) -> None:
     loss.backward()
     assert math.isfinite(loss.item())
     assert torch.isfinite(logits.grad).all()
-    assert sum_by_modality(losses, batch)[1:].tolist() == [0.0, 0.0]
+    assert not sum_by_task(losses[:, None], batch)[:, 1:].any()
     assert count_loss_tokens([batch]).num_tokens_M.tolist() == [3, 0, 0]
 
 
@@ -127,11 +129,21 @@ def test_a_micro_batch_without_a_modality_does_not_change_its_weight() -> None:
     assert token_weights(batches[1], counts, LossConfig()).tolist() == [0.125]
 
 
-def test_the_sums_of_a_modality_are_made_in_float64() -> None:
+def test_the_sums_of_a_task_are_made_in_float64() -> None:
     rng = np.random.default_rng(0)
     batch = batch_of([[0, 0, 1, 2]], rng)
-    sums = sum_by_modality(torch.tensor([1e8, 1e-3, 2.0, 3.0]), batch)
-    assert sums.tolist() == pytest.approx([1e8 + 1e-3, 2.0, 3.0], rel=1e-13)
+    sums_KMX = sum_by_task(torch.tensor([[1e8], [1e-3], [2.0], [3.0]]), batch)
+    asr = list(TASKS).index(batch.tasks[0])
+    assert sums_KMX[asr, :, 0].tolist() == pytest.approx([1e8 + 1e-3, 2.0, 3.0], rel=1e-13)
+    assert sums_KMX.sum().item() == sums_KMX[asr].sum().item()
+
+
+def test_sums_go_to_the_task_of_each_sequence() -> None:
+    batch = replace(batch_of([[0, 1], [0, 2]], np.random.default_rng(0)), tasks=("i2t", "asr"))
+    sums_KMX = sum_by_task(torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]]), batch)
+    i2t, asr = (list(TASKS).index(task) for task in batch.tasks)
+    assert sums_KMX[i2t, :, 1].tolist() == [10.0, 20.0, 0.0]
+    assert sums_KMX[asr, :, 0].tolist() == [3.0, 0.0, 4.0]
 
 
 class Case:

@@ -13,10 +13,11 @@ from transformers import (
 
 from dmlm.pipeline.tokenizers.text import train_bpe
 from dmlm.pipeline.vocabulary import Vocabulary
+from dmlm.trainer.attention import use_kernel
 from dmlm.trainer.config import LossConfig, ModelConfig
 from dmlm.trainer.loss import count_loss_tokens, token_weights
 from dmlm.trainer.model import build_model
-from dmlm.trainer.packed_forward import PackedModel, packed_logits, use_packed_attention
+from dmlm.trainer.packed_forward import PackedModel, packed_logits
 from dmlm.trainer.packing import PackedBatch, pack_sequences
 from dmlm.trainer.tasks import TaskSequence
 
@@ -64,7 +65,7 @@ def test_packed_equals_one_sample_at_a_time(
     model: PreTrainedModel, dtype: torch.dtype, tolerance: float
 ) -> None:
     model = model.to(dtype)
-    use_packed_attention(model)
+    use_kernel(model, "sequences")
     sequences = random_sequences()
     packed_loss, packed_gradients = gradients(model, [pack_sequences(sequences)])
     single_loss, single_gradients = gradients(model, [pack_sequences([sequence]) for sequence in sequences])
@@ -97,13 +98,13 @@ def test_packed_logits_equal_those_of_stock_transformers(kind: str, model: PreTr
         for sequence in sequences:
             logits_TV = model(input_ids=torch.tensor(sequence.tokens_T[None].astype(np.int64))).logits[0]
             stock.append(logits_TV[np.flatnonzero(sequence.modality_T >= 0) - 1])
-        use_packed_attention(model)
+        use_kernel(model, "sequences")
         packed = packed_logits(model, pack_sequences(sequences))
     torch.testing.assert_close(packed, torch.cat(stock), rtol=1e-4, atol=1e-5)
 
 
 def test_a_changed_sample_leaves_the_logits_of_the_others_alone(model: PreTrainedModel) -> None:
-    use_packed_attention(model)
+    use_kernel(model, "sequences")
     sequences = random_sequences()
     changed = list(sequences)
     tokens = (sequences[2].tokens_T + 7) % VOCABULARY.num_used
@@ -117,7 +118,7 @@ def test_a_changed_sample_leaves_the_logits_of_the_others_alone(model: PreTraine
 
 
 def test_a_later_token_does_not_change_an_earlier_logit(model: PreTrainedModel) -> None:
-    use_packed_attention(model)
+    use_kernel(model, "sequences")
     (sequence,) = random_sequences(1)
     cut = len(sequence.tokens_T) // 2
     tokens = sequence.tokens_T.copy()

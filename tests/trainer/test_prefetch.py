@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from dmlm.pipeline.errors import ShardCorruptError
+from dmlm.pipeline.errors import LoaderError, ShardCorruptError
+from dmlm.pipeline.shards.token_table import TokenTable
+from dmlm.trainer import prefetch
 from dmlm.trainer.config import recipe_from_json
 from dmlm.trainer.dataset import open_training_data
 from dmlm.trainer.packing import PackedBatch
@@ -71,6 +76,50 @@ def test_a_damaged_shard_is_named_where_the_step_is_taken(token_shards: Path, tm
     ):
         [prefetched.next_step() for _ in range(100)]
     assert not prefetch_threads()
+
+
+def test_a_disk_that_does_not_answer_is_named_with_its_shard_and_keeps_no_process(
+    token_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    fetch = TokenTable.fetch
+
+    def fetch_slowly(table: TokenTable, places_A: np.ndarray) -> Iterator[str]:
+        for name in fetch(table, places_A):
+            yield name
+            answers.wait()
+
+    monkeypatch.setattr(TokenTable, "fetch", fetch_slowly)
+    monkeypatch.setattr(prefetch, "STALL_SECONDS", 1)
+    with (
+        closing(Prefetcher(open_stream(token_shards))) as prefetched,
+        pytest.raises(LoaderError, match=r"^toy-000000\.tar: no step was built in 1 s"),
+    ):
+        prefetched.next_step()
+    (thread,) = prefetch_threads()
+    assert thread.daemon
+    answers.set()
+    thread.join(10)
+    assert not prefetch_threads()
+
+
+def test_other_threads_run_while_pages_are_fetched(token_shards: Path) -> None:
+    table = open_training_data([token_shards]).tokens
+    places = np.tile(np.flatnonzero(table.counts(np.arange(4)) > 0), 200_000)
+    names: list[str] = []
+    thread = threading.Thread(target=lambda: names.extend(table.fetch(places)))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # the GIL is only given away by who waits
+    try:
+        thread.start()
+        num_turns = 0
+        while thread.is_alive():
+            time.sleep(0.001)
+            num_turns += 1
+    finally:
+        sys.setswitchinterval(interval)
+    assert names == ["toy-000000"]
+    assert num_turns > 2
 
 
 def test_the_thread_ends_when_the_loop_does_and_never_runs_far_ahead(token_shards: Path) -> None:

@@ -30,9 +30,10 @@ from transformers import (
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.tokenizers.text import train_bpe
 from dmlm.pipeline.vocabulary import Vocabulary
+from dmlm.trainer.attention import use_kernel
 from dmlm.trainer.config import ModelConfig
 from dmlm.trainer.model import build_model, load_model, save_model
-from dmlm.trainer.packed_forward import packed_logits, use_packed_attention
+from dmlm.trainer.packed_forward import packed_logits
 from dmlm.trainer.packing import pack_sequences
 from dmlm.trainer.tasks import TaskSequence
 
@@ -129,7 +130,7 @@ def test_packed_rows_give_the_logits_of_stock_transformers(
     model = grow(tmp_path / "llm", text_dir, max_length).double().eval()
     save_model(model, tmp_path / "grown")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", dtype=torch.float64)
-    use_packed_attention(model)
+    use_kernel(model, "sequences")
     sequences = random_sequences(max_length)
     with torch.no_grad():
         packed = packed_logits(model, pack_sequences(sequences))

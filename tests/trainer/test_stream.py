@@ -74,7 +74,7 @@ def test_shares_of_tokens_are_the_weights_of_the_mix(data: TrainingData) -> None
 def test_every_epoch_draws_each_sample_once_in_another_order(data: TrainingData) -> None:
     stream = TokenStream(data, recipe_of([{"task": "asr", "weight": 1}], batch={"pool_size": 8}), seed=0)
     (group,) = stream.groups
-    epochs = [[group.draw(0) for _ in group.rows_N] for _ in range(3)]
+    epochs = [[group.draw(0)[0] for _ in group.rows_N] for _ in range(3)]
     assert all(sorted(epoch) == list(range(len(group.rows_N))) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
