@@ -17,10 +17,10 @@ from rows import Row, time_sides
 
 from dmlm.pipeline.samples import TokenArray
 from dmlm.pipeline.vocabulary import Vocabulary
-from dmlm.trainer.architectures import new_model
 from dmlm.trainer.config import ModelConfig
 from dmlm.trainer.decoding import Constraint, DecodingConfig, constraint_of, decode
-from dmlm.trainer.modality_mask import ModalityMask
+from dmlm.trainer.decoding.modality_mask import ModalityMask
+from dmlm.trainer.models.architectures import new_model
 
 BATCH_SIZE: Final = 32
 NUM_POSITIONS: Final = 1024

@@ -27,11 +27,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from dmlm.trainer.config import LossConfig
+from dmlm.trainer.data.packing import PackedBatch, pack_sequences
+from dmlm.trainer.data.tasks import MODALITIES, TaskSequence
 from dmlm.trainer.distributed import Ranks, gradients_kept_back, join_ranks, spread, whole_tensor
 from dmlm.trainer.loss import LossCounts, count_loss_tokens, token_weights
-from dmlm.trainer.packed_forward import PackedModel
-from dmlm.trainer.packing import PackedBatch, pack_sequences
-from dmlm.trainer.tasks import MODALITIES, TaskSequence
+from dmlm.trainer.models.packed_forward import PackedModel
 
 NUM_IDS, NUM_SEQUENCES, WIDTH = 320, 24, 32
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

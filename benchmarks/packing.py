@@ -14,7 +14,7 @@ import numpy as np
 from rows import Row, time_sides
 from token_lengths import CORPORA
 
-from dmlm.trainer.packing import Packer
+from dmlm.trainer.data.packing import Packer
 
 WANTED_FILL, WANTED_MICROSECONDS = 0.99, 20.0
 BATCH_SIZE = 16

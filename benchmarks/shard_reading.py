@@ -24,8 +24,8 @@ from dmlm.pipeline.samples import Modality, Sample, TokenArray
 from dmlm.pipeline.shards import DatasetCard, DatasetTotals, write_dataset_card, write_shard
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import recipe_from_json
-from dmlm.trainer.dataset import TrainingData, open_training_data
-from dmlm.trainer.stream import TokenStream
+from dmlm.trainer.data.dataset import TrainingData, open_training_data
+from dmlm.trainer.data.stream import TokenStream
 
 NUM_AT_ONCE = 256
 VOCABULARY = Vocabulary(num_text=400, num_speech=2000, num_image=0, bos_id=0, eos_id=0)

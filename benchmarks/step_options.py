@@ -21,8 +21,8 @@ import training_step
 from rows import Row
 
 from dmlm.trainer.config import recipe_from_json
+from dmlm.trainer.data.packing import pack_sequences
 from dmlm.trainer.distributed import ALONE
-from dmlm.trainer.packing import pack_sequences
 from dmlm.trainer.step import TrainStep
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -33,11 +33,11 @@ from token_lengths import Lengths, draw_coco, draw_librispeech
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dmlm.trainer.config import LossConfig, recipe_from_json
+from dmlm.trainer.data.packing import pack_sequences
+from dmlm.trainer.data.tasks import GIVEN, TaskSequence
 from dmlm.trainer.distributed import ALONE
 from dmlm.trainer.loss import count_loss_tokens, sum_by_task, token_weights
-from dmlm.trainer.packing import pack_sequences
 from dmlm.trainer.step import TrainStep
-from dmlm.trainer.tasks import GIVEN, TaskSequence
 
 LEARNING_RATE = 1e-2
 NUM_FIXED = 4

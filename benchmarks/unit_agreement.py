@@ -18,8 +18,8 @@ from dmlm.pipeline.encoders.whisper import open_whisper_encoder
 from dmlm.pipeline.samples import TokenArray, Waveform
 from dmlm.pipeline.synthesis.speech import EnglishVoice, make_speakers
 from dmlm.pipeline.synthesis.texts import draw_texts
+from dmlm.trainer.data.tasks import collapse_runs
 from dmlm.trainer.scoring import count_edits
-from dmlm.trainer.tasks import collapse_runs
 
 NUM_FIT, NUM_PAIRS = 150, 40
 LAYERS = (2, 3, 4, None)

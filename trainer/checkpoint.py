@@ -27,7 +27,7 @@ from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards.card import CODEBOOK_NAME
 from dmlm.pipeline.storage import sha256_file, sync_directory, write_json
 from dmlm.pipeline.vocabulary import Vocabulary
-from dmlm.trainer.model import VOCABULARY_NAME, load_model, save_model, save_tokenizer
+from dmlm.trainer.models.model import VOCABULARY_NAME, load_model, save_model, save_tokenizer
 from dmlm.trainer.settings import FORMAT_VERSION, SETTINGS_NAME, RunSettings, read_settings
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from dmlm.pipeline.tokenize_report import TokenizeReport
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import TrainConfig, load_recipe
 from dmlm.trainer.demo_pictures import write_reconstructions
-from dmlm.trainer.evaluation import EvaluateConfig, EvaluationReport, ScoredUtterance, evaluate
 from dmlm.trainer.loop import TrainReport, train
 from dmlm.trainer.scoring import AsrMetrics, sum_scores
+from dmlm.trainer.scoring.evaluation import EvaluateConfig, EvaluationReport, ScoredUtterance, evaluate
 
 SOURCES: Final = ("librispeech", "ami", "covost", "coco")
 CODEBOOK_SHARES: Final = {"librispeech": 0.8, "ami": 0.05, "covost": 0.15, "coco": 1.0}

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmlm.pipeline.errors import RankError
-from dmlm.trainer.layers import layers_of
-from dmlm.trainer.packed_forward import PackedModel
+from dmlm.trainer.models.layers import layers_of
+from dmlm.trainer.models.packed_forward import PackedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,9 +14,9 @@ from dmlm.pipeline.commands import announce_default, device_option, limit_option
 from dmlm.pipeline.errors import ExitCode
 
 if TYPE_CHECKING:
-    from dmlm.trainer.captioning import Caption
     from dmlm.trainer.decoding import DecodingConfig
-    from dmlm.trainer.transcription import Transcript
+    from dmlm.trainer.decoding.captioning import Caption
+    from dmlm.trainer.decoding.transcription import Transcript
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def evaluate(
     Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech --task asr --out asr.json
     """
     from dmlm.trainer.checkpoint import resolve_checkpoint
-    from dmlm.trainer.evaluation import EvaluateConfig, evaluate
+    from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
 
     checkpoint = resolve_checkpoint(checkpoint)
     if out_path is None:
@@ -129,7 +129,7 @@ def transcribe(
 
     Example:  dmlm-cli transcribe --checkpoint runs/first hello.wav meeting.flac
     """
-    from dmlm.trainer.transcription import transcribe
+    from dmlm.trainer.decoding.transcription import transcribe
 
     return _print_texts(transcribe(checkpoint, files, device, language, decoding=decoding))
 
@@ -147,7 +147,7 @@ def translate(
 
     Example:  dmlm-cli translate --checkpoint runs/first --to de hello.wav
     """
-    from dmlm.trainer.transcription import transcribe
+    from dmlm.trainer.decoding.transcription import transcribe
 
     return _print_texts(transcribe(checkpoint, files, device, language, task="s2tt", decoding=decoding))
 
@@ -165,7 +165,7 @@ def caption(
 
     Example:  dmlm-cli caption --checkpoint runs/first cat.jpg dog.png
     """
-    from dmlm.trainer.captioning import caption
+    from dmlm.trainer.decoding.captioning import caption
 
     return _print_texts(caption(checkpoint, files, device, language, decoding=decoding))
 
@@ -198,7 +198,7 @@ def score(
 
     Example:  dmlm-cli score --task s2tt --references test.de --hypotheses output.de --language de
     """
-    from dmlm.trainer.file_scoring import ScoreConfig, score_files
+    from dmlm.trainer.scoring.file_scoring import ScoreConfig, score_files
 
     config = ScoreConfig(
         task=task,

@@ -26,22 +26,22 @@ from dmlm.trainer.checkpoint import (
     save_checkpoint,
 )
 from dmlm.trainer.config import Recipe, TrainConfig
-from dmlm.trainer.dataset import open_training_data
+from dmlm.trainer.data.dataset import open_training_data
+from dmlm.trainer.data.prefetch import Prefetcher
+from dmlm.trainer.data.shard_hashing import ShardHasher
+from dmlm.trainer.data.stream import TokenStream
 from dmlm.trainer.distributed import ALONE, Ranks, whole_model
 from dmlm.trainer.interruption import stop_signal
-from dmlm.trainer.metrics import Record
-from dmlm.trainer.model import build_model, load_model
+from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
-from dmlm.trainer.plan import count_operations, make_plan
-from dmlm.trainer.prefetch import Prefetcher
-from dmlm.trainer.run_log import NoLog, RunLog, read_history
 from dmlm.trainer.settings import RunSettings, check_same_run, read_settings
-from dmlm.trainer.shard_hashing import ShardHasher
 from dmlm.trainer.step import TrainStep
-from dmlm.trainer.stream import TokenStream
-from dmlm.trainer.tables import describe_plan, describe_total
-from dmlm.trainer.trackers import open_trackers
-from dmlm.trainer.validation import describe_validator, open_validator
+from dmlm.trainer.watching.metrics import Record
+from dmlm.trainer.watching.plan import count_operations, make_plan
+from dmlm.trainer.watching.run_log import NoLog, RunLog, read_history
+from dmlm.trainer.watching.tables import describe_plan, describe_total
+from dmlm.trainer.watching.trackers import open_trackers
+from dmlm.trainer.watching.validation import describe_validator, open_validator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dmlm.trainer.config import LossConfig
-from dmlm.trainer.packing import PackedBatch
-from dmlm.trainer.tasks import MODALITIES, TASKS
+from dmlm.trainer.data.packing import PackedBatch
+from dmlm.trainer.data.tasks import MODALITIES, TASKS
 
 NUM_MODALITIES = len(MODALITIES)
 TASK_NAMES = tuple(TASKS)

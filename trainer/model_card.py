@@ -10,9 +10,9 @@ from dmlm.pipeline.manifests import load_manifest
 from dmlm.pipeline.tokenizers.pretrained import read_part
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.checkpoint import Checkpoint
-from dmlm.trainer.modality_mask import closing_id, target_ids
+from dmlm.trainer.data.tasks import TASKS, make_template
+from dmlm.trainer.decoding.modality_mask import closing_id, target_ids
 from dmlm.trainer.settings import RunSettings
-from dmlm.trainer.tasks import TASKS, make_template
 
 _LANGUAGE: Final = "en"
 """Stands for any in the templates."""
@@ -62,7 +62,7 @@ print(tokenizer.decode(output[0, ids.shape[1]:], skip_special_tokens=True))
 ```
 
 Without the restriction other modalities may come out. With dmlm installed, a logits processor does the same
-for every task: `dmlm.trainer.modality_mask.ModalityMask(vocabulary, "asr")`. In vLLM:
+for every task: `dmlm.trainer.decoding.modality_mask.ModalityMask(vocabulary, "asr")`. In vLLM:
 `SamplingParams(temperature=0, allowed_token_ids=…, stop_token_ids=…)` with the ids of the table of tasks.
 
 ## Tokenizers

@@ -11,7 +11,7 @@ from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import Recipe, recipe_from_json
-from dmlm.trainer.dataset import DatasetIdentity
+from dmlm.trainer.data.dataset import DatasetIdentity
 
 FORMAT_VERSION: Final = 1
 SETTINGS_NAME: Final = "dmlm.json"

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dmlm.pipeline.errors import NotFiniteError
 from dmlm.pipeline.randomness import generator_for
-from dmlm.trainer.attention import choose_kernel
 from dmlm.trainer.config import Recipe
+from dmlm.trainer.data.packing import PackedBatch
+from dmlm.trainer.data.tasks import TASKS
 from dmlm.trainer.distributed import Ranks, gradients_kept_back, spread
-from dmlm.trainer.layers import checkpoint_layers, compile_layers
 from dmlm.trainer.loss import (
     NUM_MODALITIES,
     NUM_TASKS,
@@ -31,10 +31,10 @@ from dmlm.trainer.loss import (
     sum_by_task,
     token_weights,
 )
+from dmlm.trainer.models.attention import choose_kernel
+from dmlm.trainer.models.layers import checkpoint_layers, compile_layers
+from dmlm.trainer.models.packed_forward import PackedModel, choose_products
 from dmlm.trainer.optim import build_optimizer, clip_gradient, learning_rate, update
-from dmlm.trainer.packed_forward import PackedModel, choose_products
-from dmlm.trainer.packing import PackedBatch
-from dmlm.trainer.tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

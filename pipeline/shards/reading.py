@@ -44,7 +44,8 @@ class ShardReader:
         if columns is not None:
             columns = [*columns, *PLACE_COLUMNS]
         self.index, self.footer = read_index(directory / f"{name}.parquet", columns)
-        self.tar = map_file(directory / f"{name}.tar")
+        self.tar_path = directory / f"{name}.tar"
+        self.tar = map_file(self.tar_path)
         """Its bytes, mapped."""
         if len(self.tar) != self.footer.tar_bytes:
             raise ShardCorruptError(

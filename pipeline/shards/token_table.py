@@ -8,7 +8,7 @@ Suffixes: N sample, M member, A array that is read, P page of an array, T token.
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from dmlm.pipeline.errors import ShardCorruptError
 from dmlm.pipeline.samples import TokenArray
 from dmlm.pipeline.shards.format import NPY_HEADER_BYTES, TOKEN_MEMBERS, TokenMember, npy_header
-from dmlm.pipeline.shards.reading import ShardReader
+from dmlm.pipeline.shards.reading import ShardReader, map_file
 
 NUM_MEMBERS: Final = len(TOKEN_MEMBERS)
 TOKEN_BYTES: Final = 4
@@ -37,6 +37,7 @@ class TokenTable:
             ShardCorruptError: An index points where no array can lie.
         """
         self._names = [shard.name for shard in shards]
+        self._paths = [shard.tar_path for shard in shards]
         self._tars = [shard.tar for shard in shards]
         self._num_samples = num_samples
         parts = [_places_of(shard, n) for shard, n in zip(shards, num_samples, strict=True)]
@@ -44,6 +45,14 @@ class TokenTable:
         self._counts = np.concatenate([counts_NM.ravel() for _, counts_NM in parts])
         self._num_ids = np.array([[shard.num_ids[name] for name in TOKEN_MEMBERS] for shard in shards])
         self._shard_N = np.repeat(np.arange(len(shards), dtype=np.int32), num_samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader's worker that is not forked: it maps the tars itself."""
+        return {name: value for name, value in vars(self).items() if name != "_tars"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._tars = [map_file(path) for path in self._paths]
 
     def counts(self, places_A: IntArray) -> IntArray:
         """Tokens of each array; -1 where the sample lacks it."""

@@ -10,9 +10,9 @@ import numpy as np
 
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import Recipe, TrainConfig
-from dmlm.trainer.dataset import open_training_data
+from dmlm.trainer.data.dataset import open_training_data
+from dmlm.trainer.data.stream import TokenStream
 from dmlm.trainer.loop import train
-from dmlm.trainer.stream import TokenStream
 
 SAVE_EVERY = 3
 MAX_OPERATIONS = 60

@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader
 
 from dmlm.pipeline.errors import DmlmError
 from dmlm.trainer import distributed, step
-from dmlm.trainer.dataset import open_training_data
+from dmlm.trainer.data.dataset import open_training_data
+from dmlm.trainer.data.packing import PackedBatch
+from dmlm.trainer.data.prefetch import Prefetcher
+from dmlm.trainer.data.stream import TokenStream
 from dmlm.trainer.distributed import join_ranks
 from dmlm.trainer.loop import train
-from dmlm.trainer.packing import PackedBatch
-from dmlm.trainer.prefetch import Prefetcher
-from dmlm.trainer.stream import TokenStream
 
 NUM_SEQUENCES = 40
 

@@ -11,13 +11,13 @@ import torch
 
 from dmlm.pipeline.samples import Modality, Sample
 from dmlm.trainer.config import Recipe, TrainConfig, recipe_from_json
-from dmlm.trainer.dataset import open_training_data
+from dmlm.trainer.data.dataset import open_training_data
+from dmlm.trainer.data.stream import TokenStream
+from dmlm.trainer.data.tasks import MODALITIES
 from dmlm.trainer.loop import train
 from dmlm.trainer.loss import count_loss_tokens, token_weights
-from dmlm.trainer.model import build_model
-from dmlm.trainer.packed_forward import PackedModel
-from dmlm.trainer.stream import TokenStream
-from dmlm.trainer.tasks import MODALITIES
+from dmlm.trainer.models.model import build_model
+from dmlm.trainer.models.packed_forward import PackedModel
 
 NUM_UNITS = 199  # with </speech> 200 speech tokens, beside one letter and EOS: 100 to 1
 

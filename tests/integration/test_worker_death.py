@@ -12,8 +12,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from dmlm.trainer.config import Recipe, TrainConfig
-from dmlm.trainer.dataset import open_training_data
-from dmlm.trainer.stream import TokenStream
+from dmlm.trainer.data.dataset import open_training_data
+from dmlm.trainer.data.stream import TokenStream
 
 TIMEOUT_SECONDS = 4
 

@@ -1,5 +1,6 @@
 """Many token arrays at once: the same tokens and the same refusals as one at a time."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,12 @@ def test_only_the_columns_wanted_are_read(tmp_path: Path) -> None:
     everything = open_shard(tmp_path, "x-000000").index
     assert set(names) < set(everything.column_names)
     assert isinstance(everything, pa.Table)
+
+
+def test_a_table_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    table = open_table(tmp_path, [sample("a", **TOKENS)], [sample("b", **TOKENS)])
+    sent = pickle.loads(pickle.dumps(table))
+    for member, ids in TOKENS.items():
+        tokens, counts = sent.read(np.array([1, 0]), member)
+        assert tokens.tolist() == [*ids, *ids]
+        assert counts.tolist() == [len(ids)] * 2

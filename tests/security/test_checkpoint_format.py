@@ -10,7 +10,7 @@ from transformers import OPTConfig, Wav2Vec2Config, WhisperConfig
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders.registry import open_encoder
 from dmlm.pipeline.errors import DmlmError
-from dmlm.trainer.model import load_model
+from dmlm.trainer.models.model import load_model
 
 REPOSITORY = Path(__file__).parents[2]
 PICKLED = ("pytorch_model.bin", "tf_model.h5", "model.pt", "pytorch_model-00001-of-00002.bin")

@@ -21,8 +21,8 @@ from dmlm.trainer.checkpoint import (
     save_checkpoint,
 )
 from dmlm.trainer.config import ModelConfig, OptimizerConfig, ValidationConfig, load_recipe
-from dmlm.trainer.dataset import TrainingData, open_training_data
-from dmlm.trainer.model import build_model
+from dmlm.trainer.data.dataset import TrainingData, open_training_data
+from dmlm.trainer.models.model import build_model
 from dmlm.trainer.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from dmlm.trainer.settings import RunSettings, check_same_run, read_settings
 

@@ -32,11 +32,11 @@ from dmlm.trainer.config import (
     SequenceConfig,
     TrainConfig,
 )
+from dmlm.trainer.data.tasks import TASKS, build_prompt
 from dmlm.trainer.decoding import decode_greedy
+from dmlm.trainer.decoding.modality_mask import ModalityMask, closing_id
 from dmlm.trainer.export import export_checkpoint
 from dmlm.trainer.loop import train
-from dmlm.trainer.modality_mask import ModalityMask, closing_id
-from dmlm.trainer.tasks import TASKS, build_prompt
 
 NUM_ROWS = 264
 """Of the pretrained models: six more than the text tokenizer has entries."""

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from dmlm.trainer import linear_cross_entropy as linear_cross_entropy_module
 from dmlm.trainer.config import LossConfig
+from dmlm.trainer.data.packing import PackedBatch, pack_sequences
+from dmlm.trainer.data.tasks import MODALITIES, TASKS, TaskSequence
 from dmlm.trainer.linear_cross_entropy import linear_cross_entropy
 from dmlm.trainer.loss import count_loss_tokens, sum_by_task, token_weights
-from dmlm.trainer.packing import PackedBatch, pack_sequences
-from dmlm.trainer.tasks import MODALITIES, TASKS, TaskSequence
 
 NUM_IDS = 11
 LAMBDAS = {"text": 0.93, "speech": 0.25, "image": 0.25}

@@ -11,14 +11,14 @@ import torch
 from transformers import PreTrainedModel
 
 from dmlm.pipeline.samples import Modality
-from dmlm.trainer.attention import KERNELS
 from dmlm.trainer.config import Recipe, recipe_from_json
-from dmlm.trainer.dataset import open_training_data
+from dmlm.trainer.data.dataset import open_training_data
+from dmlm.trainer.data.packing import PackedBatch
+from dmlm.trainer.data.stream import TokenStream
 from dmlm.trainer.distributed import ALONE
-from dmlm.trainer.model import build_model
-from dmlm.trainer.packing import PackedBatch
+from dmlm.trainer.models.attention import KERNELS
+from dmlm.trainer.models.model import build_model
 from dmlm.trainer.step import TrainStep
-from dmlm.trainer.stream import TokenStream
 
 RECIPE = recipe_from_json(
     {

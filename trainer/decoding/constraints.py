@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.vocabulary import TokenRange, Vocabulary
-from dmlm.trainer.modality_mask import closing_id
-from dmlm.trainer.tasks import TASKS
+from dmlm.trainer.data.tasks import TASKS
+from dmlm.trainer.decoding.modality_mask import closing_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

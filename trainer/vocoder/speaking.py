@@ -12,7 +12,7 @@ from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
-from dmlm.trainer.generation import GREEDY, generate
+from dmlm.trainer.decoding.generation import GREEDY, generate
 from dmlm.trainer.vocoder.synthesis import open_vocoder
 from dmlm.trainer.vocoder.wav import write_wav
 

@@ -1,0 +1,167 @@
+"""Four tasks with one model that learnt toy data of conftest.token_shards by heart."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.samples import Sample
+from dmlm.pipeline.shards import iter_samples
+from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from dmlm.trainer.config import (
+    BatchConfig,
+    MixEntry,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    SequenceConfig,
+    TrainConfig,
+)
+from dmlm.trainer.data.tasks import TASKS
+from dmlm.trainer.decoding import DecodingConfig
+from dmlm.trainer.decoding.generation import Generated, generate
+from dmlm.trainer.loop import train
+from dmlm.trainer.scoring.references import open_matching_shards, read_references
+from dmlm.trainer.scoring.task_scoring import SCORERS, neighbours
+
+FOUR_TASKS = ("asr", "s2tt", "t2s", "i2t")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(token_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    recipe = Recipe(
+        name="toy",
+        num_steps=60,
+        splits=("*",),
+        mix=tuple(MixEntry(task=task, weight=1.0) for task in FOUR_TASKS),
+        model=ModelConfig(num_layers=2, width=64, num_heads=2, dropout=0.0),
+        sequence=SequenceConfig(max_length=512),
+        batch=BatchConfig(max_tokens=512),
+        optimizer=OptimizerConfig(learning_rate=4e-3, num_warmup_steps=10),
+    )
+    out_dir = tmp_path_factory.mktemp("toy") / "run"
+    train(TrainConfig(shards=(token_shards,), recipe=recipe, out_dir=out_dir, device="cpu"))
+    return load_checkpoint(resolve_checkpoint(out_dir))
+
+
+def samples_for(task: str, token_shards: Path) -> list[Sample]:
+    members = [f"{member}_tokens" for member in TASKS[task].members]
+    found = iter_samples(token_shards)
+    return [sample for sample in found if all(getattr(sample, name) is not None for name in members)]
+
+
+def run(checkpoint: Checkpoint, task: str, samples: list[Sample], **options: object) -> list[Generated]:
+    return sorted(generate(checkpoint, task, samples, **options), key=lambda output: output.index)
+
+
+@pytest.mark.parametrize("task", FOUR_TASKS)
+def test_targets_are_local_ids_of_their_modality_only(
+    task: str, checkpoint: Checkpoint, token_shards: Path
+) -> None:
+    samples = samples_for(task, token_shards)
+    outputs = run(checkpoint, task, samples)
+    assert [output.index for output in outputs] == list(range(len(samples)))
+    num_ids = checkpoint.vocabulary.num_speech if task == "t2s" else checkpoint.vocabulary.num_text
+    assert sum(len(output.tokens) for output in outputs) > len(samples)
+    for output in outputs:
+        assert output.tokens.dtype == np.int32
+        assert all(0 <= token < num_ids for token in output.tokens)
+        assert output.num_prompt > 3
+    if task != "t2s":
+        assert all(checkpoint.vocabulary.eos_id not in output.tokens for output in outputs)
+
+
+def test_captions_that_were_learnt_come_out(checkpoint: Checkpoint, token_shards: Path) -> None:
+    samples = samples_for("i2t", token_shards)
+    outputs = run(checkpoint, "i2t", samples)
+    right = [np.array_equal(o.tokens, s.text_tokens) for o, s in zip(outputs, samples, strict=True)]
+    assert np.mean(right) > 0.6
+    assert all(output.is_finished for output, is_right in zip(outputs, right, strict=True) if is_right)
+
+
+def test_limits_are_kept(checkpoint: Checkpoint, token_shards: Path) -> None:
+    samples = samples_for("t2s", token_shards)[:5]
+    outputs = run(checkpoint, "t2s", samples, max_new_tokens=[0, 1, 2, 1, 2])
+    assert [len(output.tokens) for output in outputs] == [0, 1, 2, 1, 2]
+    assert not any(output.is_finished for output in outputs)
+
+
+def test_task_without_source_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ConfigError, match="no source"):
+        list(generate(checkpoint, "text", []))
+
+
+def test_captions_of_an_image_are_one_sample_with_all_references(
+    checkpoint: Checkpoint, write_shards, tmp_path: Path
+) -> None:
+    def caption(number: int, image_id: str, text: str) -> Sample:
+        codes, words = np.arange(4, dtype=np.int32), np.array([100], np.int32)
+        key, language = f"c-{number}", "en"
+        return Sample(
+            key=key,
+            source="coco",
+            split="test",
+            image_id=image_id,
+            language=language,
+            text=text,
+            image_tokens=codes,
+            text_tokens=words,
+        )
+
+    captions = [
+        caption(0, "7", "a cat"),
+        caption(1, "7", "one cat"),
+        caption(2, "7", "cats"),
+        caption(3, "8", "dog"),
+    ]
+    directory = write_shards(tmp_path / "coco", captions)
+    shards = open_matching_shards([directory], checkpoint, "i2t")
+    references = list(read_references(shards, ["test"], "i2t"))
+    assert [reference.texts for reference in references] == [("a cat", "one cat", "cats"), ("dog",)]
+    assert [len(set(reference.hashes)) for reference in references] == [3, 1]
+    assert [reference.sample.key for reference in references] == ["c-0", "c-3"]
+
+
+def test_translations_are_scored_in_their_own_language(
+    checkpoint: Checkpoint, write_shards, tmp_path: Path
+) -> None:
+    spoken = Sample(
+        key="u-0",
+        source="covost",
+        split="test",
+        text="the house",
+        language="en",
+        translation="das Haus",
+        translation_language="de",
+        speech_tokens=np.array([1, 1, 2], np.int32),
+        text_tokens=np.array([100], np.int32),
+        translation_tokens=np.array([101], np.int32),
+    )
+    other = replace(spoken, key="u-1", translation="der Baum am See", text="the tree")
+    directory = write_shards(tmp_path / "covost", [spoken, other])
+    shards = open_matching_shards([directory], checkpoint, "s2tt")
+    references = list(read_references(shards, ["test"], "s2tt"))
+    assert [(r.texts, r.language) for r in references] == [
+        (("das Haus",), "de"),
+        (("der Baum am See",), "de"),
+    ]
+    pytest.importorskip("sacrebleu")
+    clean = [replace(reference, text_rule="verbatim") for reference in references]
+    assert SCORERS["s2tt"](clean, ["das Haus", "der Baum am See"]).values["chrf"] == pytest.approx(100)
+    assert neighbours(references) == {0: 1, 1: 0}
+    assert (
+        len(run(checkpoint, "s2tt", [r.sample for r in references], config=DecodingConfig(num_beams=2))) == 2
+    )
+
+
+def test_sampling_repeats_with_its_seed(checkpoint: Checkpoint, token_shards: Path) -> None:
+    samples = samples_for("asr", token_shards)
+    seeds = [
+        run(checkpoint, "asr", samples, config=DecodingConfig(temperature=1.5, seed=seed))
+        for seed in (1, 1, 2)
+    ]
+    texts = [json.dumps([output.tokens.tolist() for output in outputs]) for outputs in seeds]
+    assert texts[0] == texts[1] != texts[2]

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from dmlm.cli import run
+from dmlm.pipeline.audio import load_waveform
+from dmlm.pipeline.errors import AudioError, ConfigError
+from dmlm.trainer.decoding.transcription import cut_recording, transcribe
+
+RATE_HZ = 16_000
+
+
+def test_files_of_every_format_give_the_words_spoken(spoken_run, tmp_path: Path) -> None:
+    flac = spoken_run.audio_path("train-tiny", 1)
+    samples, rate_hz = soundfile.read(flac)
+    wav, mp3 = tmp_path / "a.wav", tmp_path / "a.mp3"
+    soundfile.write(wav, samples, rate_hz)
+    soundfile.write(mp3, samples, rate_hz)
+    transcripts = list(transcribe(spoken_run.run, [flac, wav, mp3], device="cpu"))
+    assert [transcript.path for transcript in transcripts] == [flac, wav, mp3]
+    assert [transcript.text for transcript in transcripts[:2]] == ["seven green birds"] * 2
+    assert transcripts[2].error is None
+    assert transcripts[2].text
+    assert transcripts[0].duration_seconds == pytest.approx(len(samples) / rate_hz)
+
+
+def test_bad_file_is_reported_and_the_next_one_transcribed(spoken_run, tmp_path: Path) -> None:
+    broken, missing = tmp_path / "broken.wav", tmp_path / "missing.flac"
+    broken.write_bytes(b"this is no audio")
+    good = spoken_run.audio_path("train-tiny", 2)
+    first, second, third = transcribe(spoken_run.run, [broken, missing, good], device="cpu")
+    assert isinstance(first.error, AudioError)
+    assert isinstance(second.error, AudioError)
+    assert str(missing) in str(second.error)
+    assert third.error is None
+    assert third.text == "old ships sail home"
+
+
+def test_recording_longer_than_the_model_gives_the_words_of_all_its_windows(
+    spoken_run, tmp_path: Path
+) -> None:
+    sentences = [load_waveform(spoken_run.audio_path("train-tiny", number)) for number in (1, 2, 3)]
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.concatenate(sentences * 4), RATE_HZ, subtype="FLOAT")
+    # 512 positions: three quarters of them for 50 units a second
+    windows = list(cut_recording(path, 0.75 * 512 / 50, RATE_HZ))
+    assert len(windows) >= 3
+    paths = [tmp_path / f"{number}.wav" for number in range(len(windows))]
+    for window_path, window in zip(paths, windows, strict=True):
+        soundfile.write(window_path, window, RATE_HZ, subtype="FLOAT")
+    whole, *parts = transcribe(spoken_run.run, [path, *paths], device="cpu")
+    assert whole.text == " ".join(part.text for part in parts)
+    assert all(part.text for part in parts)
+
+
+def test_command_prints_what_was_said_and_names_bad_files(spoken_run, tmp_path: Path, capsys) -> None:
+    good, missing = spoken_run.audio_path("train-tiny", 1), tmp_path / "missing.wav"
+    arguments = [
+        "transcribe",
+        "--checkpoint",
+        str(spoken_run.run),
+        "--device",
+        "cpu",
+        str(missing),
+        str(good),
+    ]
+    assert run(arguments) == 5
+    printed = capsys.readouterr()
+    assert printed.out == f"{good}\tseven green birds\n"
+    assert str(missing) in printed.err
+
+
+def test_translation_into_a_language_without_a_token_is_refused(spoken_run, capsys) -> None:
+    good = str(spoken_run.audio_path("train-tiny", 1))
+    arguments = ["translate", "--checkpoint", str(spoken_run.run), "--device", "cpu", "--to", "xx", good]
+    assert run(arguments) == 2
+    assert "'xx' has no token" in capsys.readouterr().err
+
+
+def test_missing_checkpoint_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        list(transcribe(tmp_path / "none", [], device="cpu"))
+
+
+def test_unknown_device_is_a_config_error(spoken_run) -> None:
+    with pytest.raises(ConfigError, match="device gpu"):
+        list(transcribe(spoken_run.run, [], device="gpu"))
+
+
+@pytest.mark.parametrize("num_seconds", [0.5, 2.0, 2.0001, 2.05, 7.3])
+def test_windows_hold_every_sample_once(num_seconds: float, tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, int(num_seconds * RATE_HZ))
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, samples, RATE_HZ, subtype="FLOAT")
+    windows = list(cut_recording(path, 2.0, RATE_HZ))
+    assert max(map(len, windows)) <= 2 * RATE_HZ
+    np.testing.assert_array_equal(np.concatenate(windows), samples.astype(np.float32))
+
+
+def test_cut_is_made_in_a_pause(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE_HZ)
+    samples[int(1.7 * RATE_HZ) : int(1.9 * RATE_HZ)] = 0
+    path = tmp_path / "pause.wav"
+    soundfile.write(path, samples, RATE_HZ)
+    first, _ = cut_recording(path, 2.0, RATE_HZ)
+    assert 1.75 < len(first) / RATE_HZ < 1.85

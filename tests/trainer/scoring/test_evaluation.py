@@ -1,0 +1,229 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.pipeline.shards import iter_samples
+from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
+from dmlm.trainer.decoding import DecodingConfig
+from dmlm.trainer.decoding.transcription import text_of_units
+from dmlm.trainer.scoring import score_asr
+from dmlm.trainer.scoring.evaluation import EvaluateConfig, EvaluationReport, evaluate
+
+
+@pytest.fixture
+def config(spoken_run, tmp_path: Path) -> EvaluateConfig:
+    return EvaluateConfig(
+        checkpoint=spoken_run.run, shards=(spoken_run.shards,), out_path=tmp_path / "asr.json", device="cpu"
+    )
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_model_that_knows_its_training_data_by_heart_scores_zero_and_listens(config: EvaluateConfig) -> None:
+    report = evaluate(replace(config, splits=("train-tiny",)))
+    assert report.metrics.wer == report.metrics.wer_raw == report.metrics.cer == 0
+    assert report.neighbour.wer_raw > 0.8
+    assert report.neighbour.num_samples == 4
+
+
+def test_splits_held_out_of_training_are_scored_by_default(config: EvaluateConfig) -> None:
+    report = evaluate(config)
+    assert [utterance.key for utterance in report.utterances] == ["1-11-0000", "1-11-0001", "1-11-0002"]
+    assert list(report.groups) == ["librispeech/test-tiny"]
+    assert report.groups["librispeech/test-tiny"] == report.metrics
+
+
+def test_files_hold_what_the_report_says(config: EvaluateConfig) -> None:
+    report = evaluate(config)
+    result = json.loads(config.out_path.read_text())
+    lines = read_lines(config.out_path.with_name("asr.json.samples.jsonl"))
+    assert result["task"] == "asr"
+    assert result["num_samples"] == len(lines) == 3
+    assert result["metrics"]["wer"] == report.metrics.wer
+    assert result["metrics"]["wer_neighbour"] == report.neighbour.wer
+    assert result["settings"]["splits"] == ["test-tiny"]
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["seconds"] > 0
+    assert [line["reference"] for line in lines] == [
+        "old ships sail home",
+        "green ships",
+        "red doors stay open",
+    ]
+    names = ("num_substitutions", "num_deletions", "num_insertions")
+    num_errors = sum(line[name] for line in lines for name in names)
+    assert num_errors / sum(line["num_words"] for line in lines) == pytest.approx(report.metrics.wer_raw)
+    again = score_asr(
+        [line["reference"] for line in lines], [line["hypothesis"] for line in lines], "lower", "en"
+    )
+    assert (again.wer, again.wer_raw, again.cer) == (
+        report.metrics.wer,
+        report.metrics.wer_raw,
+        report.metrics.cer,
+    )
+    assert again.num_substitutions == result["metrics"]["num_substitutions"]
+    low, high = result["metrics"]["wer_interval"]
+    assert low <= report.metrics.wer <= high
+    speed = result["speed"]
+    assert speed["num_tokens"] == sum(line["num_tokens"] for line in lines) > 0
+    assert speed["tokens_per_second"] > 0
+    assert 0 < speed["first_token_seconds"] <= speed["decode_seconds"]
+    assert speed["real_time_factor"] > 0
+
+
+def test_control_equals_decoding_the_neighbours_units(config: EvaluateConfig, spoken_run) -> None:
+    report = evaluate(replace(config, splits=("train-tiny",)))
+    checkpoint = load_checkpoint(resolve_checkpoint(spoken_run.run))
+    samples = [sample for sample in iter_samples(spoken_run.shards) if sample.split == "train-tiny"]
+    swapped = [sample.speech_tokens for sample in [*samples[1:], samples[0]]]
+    hypotheses = text_of_units(
+        checkpoint, swapped, ["en"] * len(samples), "asr", DecodingConfig(batch_size=2)
+    )
+    metrics = score_asr([sample.text for sample in samples], hypotheses, "lower", "en")
+    assert (metrics.wer, metrics.cer) == (report.neighbour.wer, report.neighbour.cer)
+
+
+def test_references_that_occur_in_training_are_named_and_scored_apart(
+    config: EvaluateConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = evaluate(config)
+    assert [utterance.is_in_training for utterance in report.utterances] == [True, False, False]
+    assert "1 of 3 references" in caplog.text
+    assert report.subsets["text not in training"].num_samples == 2
+    written = json.loads(config.out_path.read_text())["subsets"]["text not in training"]
+    assert written["num_samples"] == 2
+    assert "text not in training" in report.table()
+
+
+def test_samples_without_words_that_training_lacks_are_scored_apart(
+    config: EvaluateConfig, spoken_run
+) -> None:
+    report = evaluate(config)
+    trained = [s.text for s in iter_samples(spoken_run.shards) if s.split == "train-tiny"]
+    words = set(" ".join(trained).lower().split())
+    expected = [words.issuperset(utterance.references[0].split()) for utterance in report.utterances]
+    assert [utterance.has_known_words for utterance in report.utterances] == expected
+    assert 0 < sum(expected) < 3
+    assert report.subsets["all words in training"].num_samples == sum(expected)
+
+
+def test_training_texts_are_also_looked_for_in_other_data_sets(
+    config: EvaluateConfig, spoken_run, tmp_path: Path
+) -> None:
+    test_only = tmp_path / "test-only"
+    tokenize(
+        TokenizeConfig(
+            source="librispeech",
+            root=spoken_run.root,
+            codebook_dir=spoken_run.codebook,
+            out_dir=test_only,
+            splits=("test-tiny",),
+            device="cpu",
+        )
+    )
+    alone = evaluate(replace(config, shards=(test_only,)))
+    assert not any(utterance.is_in_training for utterance in alone.utterances)
+    both = evaluate(replace(config, shards=(test_only,), train_shards=(spoken_run.shards,)))
+    assert [utterance.is_in_training for utterance in both.utterances] == [True, False, False]
+
+
+def test_limit_takes_the_first_utterances(config: EvaluateConfig) -> None:
+    report = evaluate(replace(config, limit=2))
+    assert [utterance.key for utterance in report.utterances] == ["1-11-0000", "1-11-0001"]
+
+
+def test_batch_size_changes_nothing(config: EvaluateConfig) -> None:
+    def hypotheses(report: EvaluationReport) -> list[str]:
+        return [utterance.hypothesis for utterance in report.utterances]
+
+    one_by_one = replace(config, decoding=DecodingConfig(batch_size=1))
+    assert hypotheses(evaluate(one_by_one)) == hypotheses(evaluate(config))
+
+
+def test_beams_are_written_into_the_settings(config: EvaluateConfig) -> None:
+    report = evaluate(replace(config, splits=("train-tiny",), decoding=DecodingConfig(num_beams=3)))
+    assert report.metrics.wer == 0
+    assert json.loads(config.out_path.read_text())["settings"]["decoding"]["num_beams"] == 3
+
+
+def test_unknown_split_names_those_that_are_there(config: EvaluateConfig) -> None:
+    with pytest.raises(ConfigError, match="no split dev: there are test-tiny, train-tiny"):
+        evaluate(replace(config, splits=("dev",)))
+    assert not config.out_path.exists()
+
+
+def test_unknown_task_is_refused(config: EvaluateConfig) -> None:
+    with pytest.raises(ConfigError, match="asr, s2tt, i2t, t2s"):
+        evaluate(replace(config, task="speech"))
+    with pytest.raises(ConfigError, match="--vocoder"):
+        evaluate(replace(config, task="t2s"))
+    with pytest.raises(ConfigError, match="without image"):
+        evaluate(replace(config, task="i2t"))
+
+
+def test_shards_of_another_codebook_are_refused_naming_both_sides(
+    config: EvaluateConfig, spoken_run, tmp_path: Path
+) -> None:
+    build_codebook(
+        BuildCodebookConfig(
+            root=spoken_run.root,
+            out_dir=tmp_path / "codebook",
+            num_clusters=24,
+            seed=1,
+            text_tokenizer="bpe:256",
+            device="cpu",
+        )
+    )
+    other = tmp_path / "other"
+    tokenize(
+        TokenizeConfig(
+            source="librispeech",
+            root=spoken_run.root,
+            codebook_dir=tmp_path / "codebook",
+            out_dir=other,
+            device="cpu",
+        )
+    )
+    with pytest.raises(FingerprintMismatchError, match="codebook_sha256") as caught:
+        evaluate(replace(config, shards=(other,)))
+    assert str(spoken_run.run) in str(caught.value)
+    assert str(other) in str(caught.value)
+
+
+def test_all_splits_are_scored_with_a_notice_when_none_was_held_out(
+    config: EvaluateConfig, spoken_run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_only = tmp_path / "train-only"
+    tokenize(
+        TokenizeConfig(
+            source="librispeech",
+            root=spoken_run.root,
+            codebook_dir=spoken_run.codebook,
+            out_dir=train_only,
+            splits=("train-tiny",),
+            device="cpu",
+        )
+    )
+    report = evaluate(replace(config, shards=(train_only,)))
+    assert len(report.utterances) == 4
+    assert report.subsets == {}
+    assert "no split was held out of training" in caplog.text
+
+
+def test_damaged_checkpoint_is_refused(config: EvaluateConfig, spoken_run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(resolve_checkpoint(spoken_run.run), run)
+    with (run / "model.safetensors").open("r+b") as file:
+        file.seek(2000)
+        file.write(b"damage")
+    with pytest.raises(Exception, match=r"model\.safetensors is damaged") as caught:
+        evaluate(replace(config, checkpoint=run))
+    assert caught.value.exit_code == 5

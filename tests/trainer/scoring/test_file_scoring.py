@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dmlm.cli import run
+from dmlm.pipeline.errors import ConfigError
+from dmlm.trainer.scoring.file_scoring import ScoreConfig, score_files
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_files_of_another_system_are_scored_as_a_checkpoint_is(tmp_path: Path, capsys) -> None:
+    references = write(tmp_path / "ref.txt", "THE CAT SAT ON THE MAT", "Hello world.")
+    hypotheses = write(tmp_path / "hyp.txt", "the cat sat on mat", "hallo big world")
+    out = tmp_path / "asr.json"
+    files = ("--references", str(references), "--hypotheses", str(hypotheses))
+    assert run(["score", *files, "--out", str(out)]) == 0
+    assert "37.5 %" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert result["metrics"]["wer_raw"] == result["metrics"]["wer"] == 3 / 8
+    assert result["settings"]["text_rule"] == "plain"
+    assert result["versions"]["jiwer"]
+    lines = [json.loads(line) for line in (tmp_path / "asr.json.samples.jsonl").read_text().splitlines()]
+    assert lines[1] == {"references": ["Hello world."], "hypothesis": "hallo big world"}
+
+
+def test_further_reference_files_hold_further_references(tmp_path: Path) -> None:
+    config = ScoreConfig(
+        task="s2tt",
+        reference_paths=(
+            write(tmp_path / "a", "x y z w", "ein Haus am See"),
+            write(tmp_path / "b", "a b c d", ""),
+        ),
+        hypothesis_path=write(tmp_path / "h", "a b c d", "ein Haus am See"),
+        language="de",
+        out_path=tmp_path / "bleu.json",
+    )
+    assert "100.0" in score_files(config)
+    assert "tok:13a" in json.loads((tmp_path / "bleu.json").read_text())["metrics"]["bleu_signature"]
+
+
+def test_captions_of_few_images_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts = write(tmp_path / "t", "a red cat", "two blue dogs")
+    config = ScoreConfig(task="i2t", reference_paths=(texts,), hypothesis_path=texts, language="en")
+    assert "CIDEr" in score_files(config)
+    assert "CIDEr over 2 images" in caplog.text
+
+
+def test_files_of_unequal_length_are_refused(tmp_path: Path) -> None:
+    config = ScoreConfig(
+        task="asr",
+        reference_paths=(write(tmp_path / "r", "one", "two"),),
+        hypothesis_path=write(tmp_path / "h", "one"),
+        language="en",
+    )
+    with pytest.raises(ConfigError, match="2 lines"):
+        score_files(config)

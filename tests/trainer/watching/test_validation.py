@@ -1,0 +1,231 @@
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dmlm.pipeline.errors import ConfigError
+from dmlm.trainer import step
+from dmlm.trainer.checkpoint import load_checkpoint
+from dmlm.trainer.config import Recipe, TrainConfig, ValidationConfig, recipe_from_json
+from dmlm.trainer.data.dataset import open_training_data
+from dmlm.trainer.distributed import ALONE
+from dmlm.trainer.loop import train
+from dmlm.trainer.watching.validation import History, Validation, open_validator
+
+NUM_STEPS = 8
+LAST = f"checkpoint-{NUM_STEPS:06d}"
+RECIPE = recipe_from_json(
+    {
+        "name": "tiny",
+        "num_steps": NUM_STEPS,
+        "mix": [
+            {"task": "asr", "weight": 3},
+            {"task": "asr", "source": "toy", "weight": 1},
+            {"task": "t2s", "weight": 1},
+            {"task": "speech", "weight": 1},
+            {"task": "i2t", "weight": 1},
+        ],
+        "model": {"architecture": "llama", "num_layers": 1, "width": 32, "num_heads": 2, "dropout": 0.1},
+        "sequence": {"max_length": 64, "unit_noise": 0.2},
+        "batch": {"max_tokens": 128, "num_micro_batches": 2},
+        "optimizer": {"learning_rate": 5.0e-3, "num_warmup_steps": 3},
+        "validation": {"every_steps": 3, "splits": ["*"], "num_decoded": 1},
+        "save_every_steps": 4,
+        "log_every_steps": 1,
+    }
+)
+learning_rate = step.learning_rate
+
+
+@pytest.fixture
+def config(token_shards: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(shards=(token_shards,), recipe=RECIPE, out_dir=tmp_path / "run", device="cpu")
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    content = (run_dir / "validation.jsonl").read_text().splitlines()
+    return [{**json.loads(line), "seconds": 0.0} for line in content]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run_dir / LAST).model.state_dict()
+
+
+def validate(config: TrainConfig, recipe: Recipe) -> tuple[Any, Validation]:
+    """A model that was trained for some steps, and its validation."""
+    report = train(replace(config, recipe=replace(RECIPE, validation=ValidationConfig())))
+    model = load_checkpoint(report.checkpoint).model
+    data = open_training_data(config.shards)
+    validator = open_validator(data, recipe, torch.float32, ALONE, History())
+    assert validator is not None
+    return model, validator(model, NUM_STEPS)
+
+
+def test_losses_are_those_of_stock_transformers_one_sequence_at_a_time(config: TrainConfig) -> None:
+    model, validation = validate(config, RECIPE)
+    data = open_training_data(config.shards)
+    vocabulary = data.vocabulary
+    asr, characters, sums = [], 0, {"text": [0.0, 0], "speech": [0.0, 0]}
+    held_out = [i for i, split in enumerate(data.index["split"].to_pylist()) if split == "test"]
+    for row in held_out:
+        units, text = (data.tokens.read(np.array([row]), member)[0] for member in ("speech", "text"))
+        if not len(text):
+            continue
+        asr.append(row)
+        opening = [vocabulary.bos_id, vocabulary.special_id("<speech>")]
+        speech = [*(units + vocabulary.speech.start), vocabulary.special_id("</speech>")]
+        given = [vocabulary.special_id("<asr>"), vocabulary.special_id("<en>")]
+        ids = torch.tensor([[*opening, *speech, *given, *text, vocabulary.eos_id]])
+        with torch.no_grad():
+            losses = -model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        first, end = len(opening) - 1, len(opening) + len(speech) - 1
+        for modality, part in (("speech", losses[first:end]), ("text", losses[end + len(given) :])):
+            sums[modality][0] += part.sum().item()
+            sums[modality][1] += len(part)
+        characters += len(text)  # of the toy's bytes, each is a character
+    loss = validation.tasks["asr"]
+    assert loss.num_sequences == len(asr) > 2
+    assert loss.nats_per_token == pytest.approx({m: s / n for m, (s, n) in sums.items()}, rel=1e-5)
+    assert loss.nats_per_character == pytest.approx(sums["text"][0] / characters, rel=1e-5)
+    assert set(validation.tasks) == {"asr", "t2s", "speech"}
+    assert validation.tasks["t2s"].nats_per_character is None
+
+
+def test_the_loss_mixes_the_tasks_as_training_does(config: TrainConfig) -> None:
+    only = replace(RECIPE, mix=(RECIPE.mix[0],))
+    _, validation = validate(config, only)
+    losses = validation.tasks["asr"].nats_per_token
+    assert validation.loss == pytest.approx(0.93 * losses["text"] + 0.25 * losses["speech"])
+    assert validation.is_best
+
+
+def test_answers_are_greedy_and_the_model_is_left_as_it_was(config: TrainConfig) -> None:
+    report = train(replace(config, recipe=replace(RECIPE, validation=ValidationConfig())))
+    model = load_checkpoint(report.checkpoint).model
+    before = model.config._attn_implementation
+    validator = open_validator(open_training_data(config.shards), RECIPE, torch.float32, ALONE, History())
+    assert validator is not None
+    answers = {answer.task: answer for answer in validator(model.train(), 1).answers}
+    assert model.training
+    assert model.config._attn_implementation == before
+    assert set(answers) == {"asr", "t2s"}  # the others answer no source
+    (asr_set,) = [s for s in validator.sets if s.task.name == "asr"]
+    assert answers["asr"].key == asr_set.questions[0].key
+    units = [int(unit) for unit in answers["t2s"].expected.split()]
+    assert all(0 <= unit < 20 for unit in units)
+    prompt = torch.from_numpy(asr_set.questions[0].prompt_T)[None].long()
+    vocabulary = open_training_data(config.shards).vocabulary
+    logits = model.eval()(input_ids=prompt).logits[0, -1, : vocabulary.num_text]
+    first = int(logits.argmax())
+    given = answers["asr"].given
+    assert given == "" if first == vocabulary.eos_id else given
+
+
+def test_a_run_with_validation_trains_exactly_as_one_without(config: TrainConfig, tmp_path: Path) -> None:
+    plain = replace(config, recipe=replace(RECIPE, validation=ValidationConfig()), out_dir=tmp_path / "plain")
+    train(plain)
+    train(config)
+    expected = weights(plain.out_dir)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(config.out_dir).items())
+    assert [line["step"] for line in lines(config.out_dir)] == [3, 6, 8]
+
+
+class StopAfter:
+    """Ends a run as a power cut would: in the middle of a step."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_left = num_steps
+
+    def __call__(self, *arguments: Any) -> float:
+        if self.num_left == 0:
+            raise SystemError("power cut")
+        self.num_left -= 1
+        return learning_rate(*arguments)
+
+
+def test_validation_and_the_best_survive_power_cuts(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = replace(config, out_dir=tmp_path / "whole")
+    train(whole)
+    for cut in (5, 3):
+        monkeypatch.setattr(step, "learning_rate", StopAfter(cut))
+        with pytest.raises(SystemError):
+            train(replace(config, resume=True))
+    monkeypatch.setattr(step, "learning_rate", learning_rate)
+    train(replace(config, resume=True))
+    assert lines(config.out_dir) == lines(whole.out_dir)
+    best = min(lines(whole.out_dir), key=lambda line: line["loss"])
+    for run in (config, whole):
+        assert (run.out_dir / "best").readlink().name == f"checkpoint-{best['step']:06d}"
+
+
+def test_a_checkpoint_that_was_saved_unvalidated_is_validated_on_resume(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    train(config)
+    path = config.out_dir / "validation.jsonl"
+    kept = path.read_text().splitlines()
+    path.write_text("".join(f"{line}\n" for line in kept[:-1]) + '{"torn')
+    (config.out_dir / "best").unlink()
+    train(replace(config, resume=True))
+    assert [line["step"] for line in lines(config.out_dir)] == [3, 6, 8]
+    assert json.loads(kept[-1])["loss"] == lines(config.out_dir)[-1]["loss"]
+    assert (config.out_dir / "best").is_symlink()
+
+
+def test_validation_may_change_on_resume(config: TrainConfig) -> None:
+    train(replace(config, recipe=replace(RECIPE, validation=ValidationConfig())))
+    report = train(replace(config, resume=True))
+    assert report.last is None
+    assert [line["step"] for line in lines(config.out_dir)] == [NUM_STEPS]
+
+
+def test_what_is_trained_on_is_left_out_and_no_held_out_split_is_said(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = replace(RECIPE, num_steps=1, splits=("*",))
+    train(replace(config, recipe=short))
+    assert "no validation: no split that is not trained on matches *" in capsys.readouterr().err
+    assert not (config.out_dir / "validation.jsonl").exists()
+
+
+def test_held_out_splits_without_a_task_of_the_mix_are_an_error(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match="validation: no sample fits"):
+        train(replace(config, recipe=replace(RECIPE, mix=(RECIPE.mix[-1],))))
+
+
+def test_the_console_shows_losses_and_answers(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config)
+    shown = capsys.readouterr().err
+    assert "validation every 3 steps on held-out sequences: asr 4, t2s 4, speech 4" in shown
+    assert "validation: step 3, loss " in shown
+    assert "(the best so far)" in shown
+    assert "asr utterance-0" in shown
+    assert "  expected  " in shown
+    assert not any(character < " " and character != "\n" for character in shown)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dmlm.trainer.watching import validation
+
+    falling_then_rising: Callable[..., float] = lambda self, *_: abs(self.history.newest_step - 1) + 1.0  # noqa: E731
+    monkeypatch.setattr(validation.Validator, "_mixed_loss", falling_then_rising)
+    recipe = replace(
+        RECIPE, validation=replace(RECIPE.validation, every_steps=1, num_decoded=0), save_every_steps=3
+    )
+    train(replace(config, recipe=recipe))
+    names = sorted(path.name for path in config.out_dir.glob("checkpoint-*"))
+    assert names == ["checkpoint-000002", "checkpoint-000006", LAST]
+    assert load_checkpoint(config.out_dir / "best").step == 2
+    assert math.isclose(min(line["loss"] for line in lines(config.out_dir)), 1.0)

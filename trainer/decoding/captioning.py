@@ -1,0 +1,84 @@
+"""Images to captions with a trained checkpoint: image files -> codes -> prompts -> text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dmlm.pipeline.devices import open_device
+from dmlm.pipeline.errors import ConfigError, ImageError
+from dmlm.pipeline.images import load_image
+from dmlm.pipeline.samples import Modality, Pixels, Sample, TokenArray
+from dmlm.pipeline.tokenizers.registry import Tokenizers
+from dmlm.pipeline.tokenizers.text import load_text_tokenizer
+from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from dmlm.trainer.decoding import DecodingConfig
+from dmlm.trainer.decoding.generation import GREEDY, generate
+
+FILES_AT_ONCE: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caption:
+    """What an image shows, or why it could not be read."""
+
+    path: Path
+    text: str = ""
+    error: ImageError | None = None
+
+
+def caption(
+    checkpoint_dir: Path,
+    files: Sequence[Path],
+    device: str = "auto",
+    language: str = "en",
+    *,
+    decoding: DecodingConfig = GREEDY,
+) -> Iterator[Caption]:
+    """Captions image files, in the order given.
+
+    A file that cannot be read gives a caption with an error, and the next file comes all the same.
+
+    Args:
+        checkpoint_dir: A checkpoint, or a run folder whose newest checkpoint is used.
+        files: JPEG or PNG.
+        device: auto, cpu, cuda or cuda:N.
+        language: Of the captions; the prompt names it, as in training.
+        decoding: How tokens are chosen.
+
+    Raises:
+        ConfigError: There is no checkpoint, it knows no images, or the language has no token.
+        CheckpointError: The checkpoint is damaged.
+    """
+    checkpoint = load_checkpoint(resolve_checkpoint(checkpoint_dir), str(open_device(device)))
+    tokenizer = Tokenizers(checkpoint.codebook_dir, device).image
+    if tokenizer is None:
+        raise ConfigError(f"{checkpoint.path}: was trained without images")
+    for start in range(0, len(files), FILES_AT_ONCE):
+        pixels = {path: _load(path) for path in files[start : start + FILES_AT_ONCE]}
+        loaded = {path: image for path, image in pixels.items() if not isinstance(image, ImageError)}
+        texts = _describe(checkpoint, list(tokenizer.encode(loaded.values())), language, decoding)
+        by_path = dict(zip(loaded, texts, strict=True))
+        for path in files[start : start + FILES_AT_ONCE]:
+            image = pixels[path]
+            error = image if isinstance(image, ImageError) else None
+            yield Caption(path=path, text=by_path.get(path, ""), error=error)
+
+
+def _load(path: Path) -> Pixels | ImageError:
+    try:
+        return load_image(path)
+    except ImageError as error:
+        return error
+
+
+def _describe(
+    checkpoint: Checkpoint, codes: Sequence[TokenArray], language: str, decoding: DecodingConfig
+) -> list[str]:
+    samples = [
+        Sample(key=str(index), source="", split="", language=language, image_tokens=tokens)
+        for index, tokens in enumerate(codes)
+    ]
+    outputs = {output.index: output.tokens for output in generate(checkpoint, "i2t", samples, decoding)}
+    text_tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
+    return [text_tokenizer.decode(outputs[index]).strip() for index in range(len(codes))]

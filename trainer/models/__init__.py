@@ -1,0 +1,1 @@
+"""Language models, from scratch or pretrained, and how packed rows go through them."""

@@ -1,0 +1,236 @@
+"""`evaluate`: decode held-out samples of a task, score them, and show that the model listens or looks.
+
+shards -> references -> generate -> hypotheses -> scores -> FILE and FILE.samples.jsonl
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dmlm.pipeline.devices import open_device
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.progress import track
+from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.tokenizers.text import load_text_tokenizer
+from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from dmlm.trainer.decoding import DecodingConfig
+from dmlm.trainer.decoding.generation import Generated, Speed, generate
+from dmlm.trainer.scoring import Scores, warn_of_few_images
+from dmlm.trainer.scoring.evaluation_report import EvaluationReport, ScoredUtterance
+from dmlm.trainer.scoring.references import (
+    SCORED_TASKS,
+    Reference,
+    choose_splits,
+    open_matching_shards,
+    read_references,
+    training_text_hashes,
+    training_words,
+    words_of,
+)
+from dmlm.trainer.scoring.task_scoring import SCORERS, clean_texts, neighbours, score_words
+
+__all__ = ["EvaluateConfig", "EvaluationReport", "ScoredUtterance", "evaluate"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """What to score with what."""
+
+    checkpoint: Path
+    """A checkpoint, or a run folder whose newest checkpoint is used."""
+    shards: tuple[Path, ...]
+    out_path: Path
+    task: str = "asr"
+    splits: tuple[str, ...] | None = None
+    """None: every split that the checkpoint was not trained on."""
+    train_shards: tuple[Path, ...] = ()
+    """Data sets, besides `shards`, whose training splits are searched for the references."""
+    vocoder: Path | None = None
+    """Of t2s: what makes waveforms of units."""
+    root: Path | None = None
+    """Of t2s: the corpora, to hear the recordings too."""
+    limit: int | None = None
+    """Samples to score, from the first; None: all."""
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    device: str = "auto"
+
+
+def evaluate(config: EvaluateConfig) -> EvaluationReport:
+    """Scores a checkpoint; writes `config.out_path` and, beside it, `.samples.jsonl` with every sample.
+
+    Raises:
+        ConfigError: There is no checkpoint, no such task, or nothing to score.
+        FingerprintMismatchError: Checkpoint and shards were made with different tokenizers.
+        ShardCorruptError: A data set is not finished or damaged.
+        MissingDependencyError: A scorer's package is not installed.
+    """
+    start = time.monotonic()
+    _check_task(config)
+    checkpoint = load_checkpoint(resolve_checkpoint(config.checkpoint), str(open_device(config.device)))
+    trained_splits = checkpoint.settings.recipe.splits
+    shards = open_matching_shards(config.shards, checkpoint, config.task)
+    splits = choose_splits(shards, config.splits, trained_splits)
+    references = list(islice(read_references(shards, splits, config.task), config.limit))
+    if not references:
+        raise ConfigError(f"no sample for the task {config.task} in the splits {', '.join(splits)}")
+    if config.task == "i2t":
+        warn_of_few_images(len(references))
+    outputs, seconds = _generate(checkpoint, config, references)
+    hypotheses, heard = _read_outputs(checkpoint, config, references, outputs)
+    training_shards = [*shards, *open_matching_shards(config.train_shards, checkpoint, config.task)]
+    training_texts = training_text_hashes(training_shards, trained_splits, config.task)
+    known_words = training_words(training_shards, trained_splits, config.task)
+    utterances = tuple(
+        _record(
+            config.task,
+            reference,
+            hypotheses[place],
+            is_in_training=not training_texts.isdisjoint(reference.hashes),
+            has_known_words=known_words.issuperset(words_of(" ".join(reference.texts))),
+            num_tokens=len(outputs[place].tokens),
+            others={name: texts[place] for name, texts in heard.items()},
+        )
+        for place, reference in enumerate(references)
+    )
+    report = EvaluationReport(
+        task=config.task,
+        metrics=SCORERS[config.task](references, hypotheses),
+        neighbour=_score_neighbours(config.task, references, hypotheses),
+        subsets=_score_subsets(config.task, references, utterances),
+        groups=_score_groups(config.task, references, hypotheses),
+        controls={name: SCORERS[config.task](references, texts) for name, texts in heard.items()},
+        speed=Speed.of(outputs, seconds, _audio_seconds(config.task, references)),
+        utterances=utterances,
+        seconds=time.monotonic() - start,
+    )
+    report.write(config.out_path, _settings(config, checkpoint, splits))
+    return report
+
+
+def _check_task(config: EvaluateConfig) -> None:
+    if config.task not in SCORED_TASKS:
+        raise ConfigError(f"task {config.task!r} cannot be scored: one of {', '.join(SCORED_TASKS)}")
+    if config.task == "t2s" and config.vocoder is None:
+        raise ConfigError("--task t2s needs --vocoder: what `dmlm-cli train-vocoder` wrote")
+
+
+def _record(
+    task: str,
+    reference: Reference,
+    hypothesis: str,
+    *,
+    is_in_training: bool,
+    has_known_words: bool,
+    num_tokens: int,
+    others: Mapping[str, str],
+) -> ScoredUtterance:
+    return ScoredUtterance(
+        key=reference.sample.key,
+        source=reference.sample.source,
+        split=reference.sample.split,
+        references=tuple(clean_texts(reference)),
+        hypothesis=hypothesis,
+        is_in_training=is_in_training,
+        has_known_words=has_known_words,
+        score=score_words(task, reference, hypothesis),
+        num_tokens=num_tokens,
+        others=others,
+    )
+
+
+def _generate(
+    checkpoint: Checkpoint, config: EvaluateConfig, references: Sequence[Reference]
+) -> tuple[list[Generated], float]:
+    samples = [reference.sample for reference in references]
+    start = time.perf_counter()
+    outputs = generate(checkpoint, config.task, samples, config.decoding)
+    by_index = {o.index: o for o in track(outputs, "decode", total=len(samples), unit="samples")}
+    return [by_index[index] for index in range(len(samples))], time.perf_counter() - start
+
+
+def _read_outputs(
+    checkpoint: Checkpoint,
+    config: EvaluateConfig,
+    references: Sequence[Reference],
+    outputs: Sequence[Generated],
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Texts of the outputs, and of speech what is heard in its controls."""
+    tokens = [output.tokens for output in outputs]
+    if config.task == "t2s":
+        from dmlm.trainer.scoring.speech_evaluation import hear_speech
+
+        assert config.vocoder is not None, "checked before anything is decoded"
+        return hear_speech(
+            checkpoint,
+            references,
+            tokens,
+            vocoder_dir=config.vocoder,
+            shard_dirs=config.shards,
+            root=config.root,
+            device=config.device,
+        )
+    tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
+    return [tokenizer.decode(part).strip() for part in tokens], {}
+
+
+def _audio_seconds(task: str, references: Sequence[Reference]) -> float:
+    if task not in ("asr", "s2tt"):
+        return 0.0
+    return sum(reference.sample.duration_seconds or 0.0 for reference in references)
+
+
+def _score_neighbours(task: str, references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
+    """Nothing is decoded again: a prompt holds source and languages only, so it is the neighbour's own."""
+    pairs = neighbours(references)
+    return SCORERS[task]([references[index] for index in pairs], [hypotheses[n] for n in pairs.values()])
+
+
+def _score_subsets(
+    task: str, references: Sequence[Reference], utterances: Sequence[ScoredUtterance]
+) -> dict[str, Scores]:
+    """Without the texts that were trained on, and without words that never were."""
+    num_seen = sum(utterance.is_in_training for utterance in utterances)
+    if num_seen:
+        _logger.warning(
+            "%d of %d references occur word for word in the training data; the samples file marks them",
+            num_seen,
+            len(utterances),
+        )
+    places = {
+        "text not in training": [p for p, u in enumerate(utterances) if not u.is_in_training],
+        "all words in training": [p for p, u in enumerate(utterances) if u.has_known_words],
+    }
+    return {
+        name: SCORERS[task]([references[p] for p in subset], [utterances[p].hypothesis for p in subset])
+        for name, subset in places.items()
+        if 0 < len(subset) < len(utterances)
+    }
+
+
+def _score_groups(task: str, references: Sequence[Reference], hypotheses: Sequence[str]) -> dict[str, Scores]:
+    places: dict[str, list[int]] = {}
+    for place, reference in enumerate(references):
+        places.setdefault(f"{reference.sample.source}/{reference.sample.split}", []).append(place)
+    return {
+        name: SCORERS[task]([references[p] for p in group], [hypotheses[p] for p in group])
+        for name, group in places.items()
+    }
+
+
+def _settings(config: EvaluateConfig, checkpoint: Checkpoint, splits: Sequence[str]) -> Mapping[str, Any]:
+    return {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "shards": [str(directory) for directory in config.shards],
+        "train_shards": [str(directory) for directory in config.train_shards],
+        "splits": list(splits),
+        "limit": config.limit,
+        "vocoder": str(config.vocoder) if config.vocoder else None,
+        "decoding": asdict(config.decoding),
+    }

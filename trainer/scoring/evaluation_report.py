@@ -1,0 +1,177 @@
+"""What `evaluate` found: for people, and for FILE and FILE.samples.jsonl."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import dmlm
+from dmlm.pipeline.storage import write_bytes, write_json
+from dmlm.trainer.decoding.generation import Speed
+from dmlm.trainer.scoring import Scores, UtteranceScore
+
+PACKAGES: Final = ("torch", "transformers", "jiwer", "sacrebleu", "openai-whisper")
+TITLES: Final[Mapping[str, str]] = {
+    "wer": "WER",
+    "wer_raw": "WER raw",
+    "cer": "CER",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "cider": "CIDEr",
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+}
+"""Scores by name; error rates are shown in percent."""
+_RATES: Final = ("wer", "wer_raw", "cer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredUtterance:
+    """One line of `FILE.samples.jsonl`: a sample of any task."""
+
+    key: str
+    source: str
+    split: str
+    references: tuple[str, ...]
+    """After the text rule of the source."""
+    hypothesis: str
+    is_in_training: bool
+    """A text of it occurs in the training data searched."""
+    has_known_words: bool
+    """Every word of its texts occurs there."""
+    score: UtteranceScore | None = None
+    """None: the task is not scored by words."""
+    num_tokens: int = 0
+    """Generated."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """What else was heard, by the name of its control."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of the line."""
+        several = len(self.references) > 1
+        line = {
+            "key": self.key,
+            "source": self.source,
+            "split": self.split,
+            **({"references": list(self.references)} if several else {"reference": self.references[0]}),
+            "hypothesis": self.hypothesis,
+            "is_in_training": self.is_in_training,
+            "has_known_words": self.has_known_words,
+            "num_tokens": self.num_tokens,
+            **self.others,
+        }
+        return line | (_describe_edits(self.score) if self.score else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """Scores of a checkpoint."""
+
+    task: str
+    metrics: Scores
+    neighbour: Scores
+    """Each reference against what the model makes of another sample's source: bad if it listens or looks."""
+    subsets: Mapping[str, Scores]
+    """Samples whose text is not in the training data, and those whose words all are; each where it is some
+    of the samples."""
+    groups: Mapping[str, Scores]
+    """By `source/split`."""
+    controls: Mapping[str, Scores] = field(default_factory=dict)
+    """Of speech: what is heard in the resynthesis of the true units, and in the recordings."""
+    speed: Speed
+    utterances: tuple[ScoredUtterance, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Result file, apart from settings and versions."""
+        neighbour = {f"{name}_neighbour": value for name, value in self.neighbour.values.items()}
+        return {
+            "task": self.task,
+            "metrics": self.metrics.to_json() | neighbour,
+            "subsets": {name: scores.to_json() for name, scores in self.subsets.items()},
+            "groups": {name: scores.to_json() for name, scores in self.groups.items()},
+            "controls": {name: scores.to_json() for name, scores in self.controls.items()},
+            "speed": asdict(self.speed),
+            "num_samples": len(self.utterances),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def table(self) -> str:
+        """A few lines for people."""
+        rows = {
+            **self.groups,
+            "all": self.metrics,
+            **self.subsets,
+            "neighbour's source": self.neighbour,
+            **self.controls,
+        }
+        return f"{self.task}: {self._headline()}\n{score_table(rows)}"
+
+    def _headline(self) -> str:
+        speed = self.speed
+        parts = [
+            f"{len(self.utterances)} samples in {self.seconds:.1f} s",
+            f"{speed.tokens_per_second:.0f} tokens/s",
+        ]
+        if speed.first_token_seconds is not None:
+            parts.append(f"first token after {speed.first_token_seconds:.3f} s")
+        if speed.real_time_factor is not None:
+            parts.append(f"decoding takes {speed.real_time_factor:.4f} of real time")
+        return ", ".join(parts)
+
+    def write(self, out_path: Path, settings: Mapping[str, Any]) -> None:
+        """Writes `out_path` and, beside it, `.samples.jsonl` with every sample."""
+        write_samples(out_path, [utterance.to_json() for utterance in self.utterances])
+        write_json(out_path, self.to_json() | {"settings": dict(settings), "versions": package_versions()})
+
+
+def score_table(rows: Mapping[str, Scores]) -> str:
+    """Scores side by side, with the intervals of each."""
+    names = list(next(iter(rows.values())).values)
+    width = max(map(len, rows))
+    head = f"{'':{width}}  samples" + "".join(f"{TITLES[name]:>24}" for name in names)
+    lines = [
+        f"{title:{width}}  {scores.num_samples:7}" + "".join(f"{_cell(scores, name):>24}" for name in names)
+        for title, scores in rows.items()
+    ]
+    return "\n".join([head, *lines])
+
+
+def write_samples(out_path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `out_path`.samples.jsonl."""
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_bytes(out_path.with_name(f"{out_path.name}.samples.jsonl"), content.encode())
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of dmlm and of the packages that scores depend on, so far as they are installed."""
+    versions = {"dmlm": dmlm.__version__}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def _cell(scores: Scores, name: str) -> str:
+    value = scores.values.get(name)
+    if value is None:
+        return "-"
+    scale, unit = (100, " %") if name in _RATES else (1, "")
+    interval = scores.intervals.get(name)
+    bounds = f" [{scale * interval.low:.1f}, {scale * interval.high:.1f}]" if interval else ""
+    return f"{scale * value:.1f}{unit}{bounds}"
+
+
+def _describe_edits(score: UtteranceScore) -> dict[str, Any]:
+    edits = score.words_raw
+    return {
+        "wer": score.words.rate if score.words else None,
+        "wer_raw": edits.rate,
+        "num_words": edits.num_reference,
+        "num_substitutions": edits.num_substitutions,
+        "num_deletions": edits.num_deletions,
+        "num_insertions": edits.num_insertions,
+    }

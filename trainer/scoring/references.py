@@ -1,0 +1,171 @@
+"""What is scored: samples of data sets that fit a checkpoint and a task, and what they are compared with."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.pipeline.samples import Modality, Sample
+from dmlm.pipeline.shards import DatasetCard, ShardReader, load_dataset_card, open_shard
+from dmlm.pipeline.shards.format import MODALITY_OF
+from dmlm.trainer.checkpoint import Checkpoint
+from dmlm.trainer.data.tasks import TASKS
+
+SCORED_TASKS: Final = ("asr", "s2tt", "i2t", "t2s")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reference:
+    """One sample to be scored: what the model is given, and the texts that would be right."""
+
+    sample: Sample
+    texts: tuple[str, ...]
+    """As the corpus has them; several for an image with several captions. For t2s, what is to be said."""
+    hashes: tuple[str, ...]
+    """Of the texts."""
+    language: str | None
+    """Of the texts."""
+    text_rule: str
+
+    @property
+    def image(self) -> tuple[str, str, str | None]:
+        """Equal for the captions of one image."""
+        return self.sample.source, self.sample.split, self.sample.image_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoredShard:
+    """A shard and the text rule of its data set."""
+
+    reader: ShardReader
+    text_rule: str
+
+
+def open_matching_shards(directories: Sequence[Path], checkpoint: Checkpoint, task: str) -> list[ScoredShard]:
+    """Opens all shards of data sets made with the tokenizers that the checkpoint was trained with.
+
+    Raises:
+        ConfigError: A folder is not there, or the checkpoint does not know what the task needs.
+        FingerprintMismatchError: A data set was made with other tokenizers.
+        ShardCorruptError: A data set is not finished or damaged.
+    """
+    shards = []
+    for directory in directories:
+        card = load_dataset_card(directory)
+        _check_fingerprints(checkpoint, directory, card, task)
+        shards += [
+            ScoredShard(reader=open_shard(directory, record.name), text_rule=card.text_rule)
+            for record in card.shards
+        ]
+    return shards
+
+
+def choose_splits(
+    shards: Sequence[ScoredShard], wanted: Sequence[str] | None, trained_splits: Sequence[str]
+) -> list[str]:
+    """The splits wanted; by default those held out of training, or all where none was.
+
+    Raises:
+        ConfigError: A split wanted is not there.
+    """
+    present = sorted({split for shard in shards for split in shard.reader.index["split"].to_pylist()})
+    if wanted is not None:
+        if missing := [split for split in wanted if split not in present]:
+            raise ConfigError(f"no split {', '.join(missing)}: there are {', '.join(present)}")
+        return list(wanted)
+    held_out = [split for split in present if not _matches(split, trained_splits)]
+    if not held_out:
+        _logger.warning("no split was held out of training: scoring %s", ", ".join(present))
+    return held_out or present
+
+
+def read_references(shards: Sequence[ScoredShard], splits: Sequence[str], task: str) -> Iterator[Reference]:
+    """Yields every sample of the splits that has what the task needs, in order; an image once."""
+    counts = [f"num_{member}_tokens" for member in TASKS[task].members]
+    text = _text_member(task)
+    gathered: list[Reference] = []
+    for shard in shards:
+        for row, fields in enumerate(shard.reader.index.to_pylist()):
+            if fields["split"] not in splits or not all(fields[name] for name in counts):
+                continue
+            reference = Reference(
+                sample=shard.reader.read_sample(row),
+                texts=(fields[text],),
+                hashes=(fields[_hash_column(text)],),
+                language=fields["translation_language" if task == "s2tt" else "language"],
+                text_rule=shard.text_rule,
+            )
+            if task != "i2t":
+                yield reference
+                continue
+            if gathered and reference.image != gathered[0].image:
+                yield _join(gathered)
+                gathered = []
+            gathered.append(reference)
+    if gathered:
+        yield _join(gathered)
+
+
+def training_text_hashes(shards: Sequence[ScoredShard], trained_splits: Sequence[str], task: str) -> set[str]:
+    """Hashes of all texts of the task's kind in the splits that the checkpoint was trained on."""
+    column = _hash_column(_text_member(task))
+    return {
+        row[column]
+        for shard in shards
+        for row in shard.reader.index.select(["split", column]).to_pylist()
+        if row[column] and _matches(row["split"], trained_splits)
+    }
+
+
+def training_words(shards: Sequence[ScoredShard], trained_splits: Sequence[str], task: str) -> set[str]:
+    """Words, as `words_of` gives them, of all texts of the task's kind in the splits trained on."""
+    member = _text_member(task)
+    return {
+        word
+        for shard in shards
+        for row in shard.reader.index.select(["split", member]).to_pylist()
+        if row[member] and _matches(row["split"], trained_splits)
+        for word in words_of(row[member])
+    }
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+def _join(captions: Sequence[Reference]) -> Reference:
+    """One reference with the texts of all."""
+    texts = tuple(text for caption in captions for text in caption.texts)
+    return replace(captions[0], texts=texts, hashes=tuple(mark for c in captions for mark in c.hashes))
+
+
+def _text_member(task: str) -> str:
+    return "translation" if task == "s2tt" else "text"
+
+
+def _hash_column(text: str) -> str:
+    return "translation_hash" if text == "translation" else "text_hash"
+
+
+def _check_fingerprints(checkpoint: Checkpoint, directory: Path, card: DatasetCard, task: str) -> None:
+    for modality in {Modality.TEXT, *(MODALITY_OF[member] for member in TASKS[task].members)}:
+        ours, theirs = checkpoint.settings.fingerprints.get(modality), card.fingerprints.get(modality)
+        if ours is None:
+            raise ConfigError(f"{checkpoint.path}: was trained without {modality}")
+        if theirs is not None and dict(ours) != dict(theirs):
+            name = next(n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n))
+            raise FingerprintMismatchError(
+                f"{modality} tokens differ: {name} is {ours.get(name)} in {checkpoint.path} and "
+                f"{theirs.get(name)} in {directory}; tokenize with the codebook of the training data"
+            )
+
+
+def _matches(split: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(split, pattern) for pattern in patterns)

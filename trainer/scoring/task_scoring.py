@@ -1,0 +1,78 @@
+"""The scorer of each task: references and what the model made of them, to scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from dmlm.pipeline.text_rules import apply_text_rule
+from dmlm.trainer.scoring import (
+    Scores,
+    UtteranceScore,
+    score_captions,
+    score_translations,
+    score_utterance,
+    score_utterances,
+)
+from dmlm.trainer.scoring.references import Reference
+
+HEARD_RULE: Final = "plain"
+"""Whisper writes case and punctuation, which nobody said."""
+
+Scorer = Callable[[Sequence[Reference], Sequence[str]], Scores]
+
+
+def score_words(task: str, reference: Reference, hypothesis: str) -> UtteranceScore | None:
+    """Edits of one sample; None where the task is not scored by words."""
+    if task not in ("asr", "t2s"):
+        return None
+    rule = HEARD_RULE if task == "t2s" else reference.text_rule
+    return score_utterance(reference.texts[0], hypothesis, rule, reference.language)
+
+
+def clean_texts(reference: Reference) -> list[str]:
+    """The texts after the rule of their source: what is scored, and what is written down."""
+    return [apply_text_rule(reference.text_rule, text) for text in reference.texts]
+
+
+def neighbours(references: Sequence[Reference]) -> dict[int, int]:
+    """For each sample the next one of its language that has another text, where there is one.
+
+    Scored with what the model made of the neighbour's source, a reference tells whether the model listens.
+    """
+    num_samples, found = len(references), {}
+    for index, reference in enumerate(references):
+        for step in range(1, num_samples):
+            other = references[(index + step) % num_samples]
+            if other.language == reference.language and not set(other.hashes) & set(reference.hashes):
+                found[index] = (index + step) % num_samples
+                break
+    return found
+
+
+def _score_speech_texts(references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
+    return _score_edits("asr", references, hypotheses)
+
+
+def _score_heard(references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
+    return _score_edits("t2s", references, hypotheses)
+
+
+def _score_edits(task: str, references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
+    pairs = zip(references, hypotheses, strict=True)
+    return score_utterances([score for pair in pairs if (score := score_words(task, *pair))])
+
+
+def _score_translations(references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
+    language = references[0].language if references else None
+    return score_translations([clean_texts(reference) for reference in references], hypotheses, language)
+
+
+def _score_captions(references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
+    return score_captions([clean_texts(reference) for reference in references], hypotheses)
+
+
+SCORERS: Final[Mapping[str, Scorer]] = {
+    "asr": _score_speech_texts,
+    "s2tt": _score_translations,
+    "i2t": _score_captions,
+    "t2s": _score_heard,
+}

@@ -1,0 +1,128 @@
+"""What a run is validated on: some held-out sequences of each task, the same every time.
+
+TrainingData -> held-out groups -> rows of each task, and prompts with the answers hoped for
+
+Suffixes: S sequence, P part of a sequence, T token, N sample of a group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from glob import escape
+from typing import Final
+
+import numpy as np
+
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.randomness import generator_for
+from dmlm.pipeline.samples import Modality, TokenArray
+from dmlm.pipeline.shards.format import MODALITY_OF
+from dmlm.trainer.config import MixEntry, Recipe
+from dmlm.trainer.data.dataset import TrainingData
+from dmlm.trainer.data.mix import Mix, build_groups
+from dmlm.trainer.data.packing import PackedBatch, Parts, pack_rows
+from dmlm.trainer.data.rows import RowBuilder
+from dmlm.trainer.data.tasks import Task
+
+NUM_TARGET_PARTS: Final = 2
+"""The target itself and what ends it; see `tasks.Template`."""
+SEED: Final = 0
+"""Runs with different seeds are validated on the same sequences."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Question:
+    """A prompt, and the target that the sample has, as global ids."""
+
+    key: str
+    prompt_T: TokenArray
+    target_T: TokenArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TaskValidationSet:
+    """Held-out sequences of one task."""
+
+    task: Task
+    num_sequences: int
+    num_tokens: int
+    rows: tuple[PackedBatch, ...]
+    targets: tuple[TokenArray, ...]
+    """Of all sequences, as global ids."""
+    questions: tuple[Question, ...]
+    """To be decoded."""
+
+    @property
+    def target_modality(self) -> Modality:
+        """Modality of what the task answers."""
+        return MODALITY_OF[self.task.target]
+
+
+def build_validation_set(data: TrainingData, recipe: Recipe) -> tuple[TaskValidationSet, ...]:
+    """Held-out sequences of every task of the mix that the data allows; empty if nothing is held out."""
+    splits = _held_out_splits(data, recipe)
+    if not splits:
+        return ()
+    quiet = replace(recipe.sequence, unit_noise=0.0, text_noise=0.0)
+    tasks = dict.fromkeys(entry.task for entry in recipe.mix)
+    entries = tuple(MixEntry(task=task, weight=1.0) for task in tasks)
+    held_out = replace(recipe, mix=entries, splits=tuple(map(escape, splits)), sequence=quiet)
+    try:
+        groups = [group for group in build_groups(data, held_out) if len(group.rows_N)]
+    except ConfigError as error:
+        raise ConfigError(f"validation: {error}") from None
+    mix = Mix(groups, SEED)
+    builder = RowBuilder(data, mix, quiet, SEED)
+    sets = []
+    for number, group in enumerate(groups):
+        draws = np.flatnonzero(mix.group_D == number)
+        chosen = generator_for(SEED, "validation", group.name).permutation(draws)
+        kept = chosen[: recipe.validation.num_sequences].tolist()
+        sets.append(_build_set(group.task, builder.build(kept, number=0), recipe))
+    return tuple(sets)
+
+
+def _held_out_splits(data: TrainingData, recipe: Recipe) -> list[str]:
+    present = data.index["split"].unique().to_pylist()
+    return sorted(
+        split
+        for split in present
+        if _matches(split, recipe.validation.splits) and not _matches(split, recipe.splits)
+    )
+
+
+def _matches(split: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(split, pattern) for pattern in patterns)
+
+
+def _build_set(task: Task, parts: Parts, recipe: Recipe) -> TaskValidationSet:
+    ends_S = parts.num_parts_S.cumsum()
+    starts_P = parts.lengths_P.cumsum() - parts.lengths_P
+    starts_S, targets_S = starts_P[ends_S - parts.num_parts_S], ends_S - NUM_TARGET_PARTS
+    prompts = [parts.tokens_T[start:stop] for start, stop in zip(starts_S, starts_P[targets_S], strict=True)]
+    targets = [parts.tokens_T[starts_P[p] : starts_P[p] + parts.lengths_P[p]] for p in targets_S.tolist()]
+    questions = [
+        Question(key=key, prompt_T=prompt, target_T=target)
+        for key, prompt, target in zip(parts.keys, prompts, targets, strict=True)
+    ]
+    lengths = np.add.reduceat(parts.lengths_P, ends_S - parts.num_parts_S).tolist()
+    return TaskValidationSet(
+        task=task,
+        num_sequences=len(targets),
+        num_tokens=sum(lengths),
+        rows=tuple(pack_rows(parts, _cut_into_rows(lengths, recipe.batch.max_tokens))),
+        targets=tuple(targets),
+        questions=tuple(questions[: recipe.validation.num_decoded if task.source else 0]),
+    )
+
+
+def _cut_into_rows(lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """Number of sequences in each row: as many as fit, in order."""
+    rows, free = [0], max_tokens
+    for length in lengths:
+        if length > free:
+            rows.append(0)
+            free = max_tokens
+        rows[-1] += 1
+        free -= length
+    return rows
