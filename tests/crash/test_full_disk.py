@@ -20,6 +20,7 @@ from dmlm.trainer.loop import train
 
 RUN = """
 import io, resource, sys
+import dmlm.pipeline.tokenization, dmlm.trainer.loop, pandas, transformers.models.opt.modeling_opt  # have files, too
 from dmlm.cli import run
 
 sys.stderr = io.StringIO()
