@@ -90,6 +90,7 @@ def _sides(
     return sides
 
 
+@torch.inference_mode()
 def _generate(
     model: Any, prompts: Sequence[TokenArray], batch_size: int, limits: list[int], settings: Mapping[str, Any]
 ) -> Outputs:

@@ -75,8 +75,8 @@ def decode(
     while waiting or engine.hypotheses:
         num_free = num_prompts - len(engine.hypotheses)
         if waiting and num_free >= enough:
-            # The longest come first, so that none of them is left over to go on alone at the end.
-            chosen, waiting = waiting[-num_free:], waiting[:-num_free]
+            # The shortest come first: they have grown when longer ones join them, so rows stay of one length.
+            chosen, waiting = waiting[:num_free], waiting[num_free:]
             engine.read([prompts[index] for index in chosen], [search.begin(i, limits[i]) for i in chosen])
         yield from engine.advance()
 

@@ -4,8 +4,9 @@ Keys and values lie in one block of memory for all rows, which doubles when the 
 A row that leaves gives its place to another. Prompts are read packed, one behind the other; the last layer
 only fills the cache with them.
 
-Suffixes: L layer, R place for a row, G row, H head of keys and values, Q query of a head, T position,
-C head's dimension, D width, N packed token, A allowed id, P pair of dimensions; GH is both, flattened.
+Suffixes: L layer, K keys or values, R place for a row, G row, H head of keys and values, Q query of a head,
+T position, C head's dimension, D width, N packed token, A allowed id, P pair of dimensions; GH is both,
+flattened.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from dmlm.pipeline.samples import TokenArray
 from dmlm.trainer.decoding.weights import LayerWeights, ModelWeights
 
 _FIRST_POSITIONS: Final = 128
-_VIEW_POSITIONS: Final = 32
+_VIEW_POSITIONS: Final = 16
 
 
 class _View(NamedTuple):
@@ -45,10 +46,10 @@ class FastRows:
         self._device = weights.embedding_VD.device
         self._max_positions = num_positions
         self._num_rows = num_rows
-        shape = (len(weights.layers), num_rows, weights.num_kv_heads, 0, weights.head_size)
-        self._keys_LRHTC = torch.zeros(shape, device=self._device)
-        self._values_LRHTC = torch.zeros(shape, device=self._device)
-        self._bias_RHT = torch.zeros(shape[1:4], device=self._device)
+        shape_RHT = (num_rows, weights.num_kv_heads, 0)
+        shape_LKRHTC = (len(weights.layers), 2, *shape_RHT, weights.head_size)
+        self._cache_LKRHTC = torch.zeros(shape_LKRHTC, device=self._device)
+        self._bias_RHT = torch.zeros(shape_RHT, device=self._device)
         self._lengths: list[int] = []
         self._view = _View(0, 0)
 
@@ -103,14 +104,12 @@ class FastRows:
             return
         wanted = max(num_positions, 2 * num_present, _FIRST_POSITIONS)
         num_more = min(wanted, self._max_positions) - num_present
-        self._keys_LRHTC = F.pad(self._keys_LRHTC, (0, 0, 0, num_more))
-        self._values_LRHTC = F.pad(self._values_LRHTC, (0, 0, 0, num_more))
+        self._cache_LKRHTC = F.pad(self._cache_LKRHTC, (0, 0, 0, num_more))
         self._bias_RHT = F.pad(self._bias_RHT, (0, num_more), value=-torch.inf)
         num_heads, num_positions = self._bias_RHT.shape[1:]
         starts_RH = torch.arange(self._num_rows * num_heads, device=self._device) * num_positions
         self._starts_RH = starts_RH.view(-1, num_heads)
-        caches = zip(self._keys_LRHTC, self._values_LRHTC, strict=True)
-        self._flat = [tuple(cache.view(-1, cache.shape[-1]) for cache in pair) for pair in caches]
+        self._flat = self._cache_LKRHTC.flatten(2, 4).unbind()
         self._view = _View(0, 0)
 
     def _look(self, num_rows: int) -> "_View":
@@ -118,11 +117,8 @@ class FastRows:
         stop = min(-(-max(self._lengths) // _VIEW_POSITIONS) * _VIEW_POSITIONS, self._bias_RHT.shape[2])
         if (self._view.num_rows, self._view.stop) != (num_rows, stop):
             layers = [
-                (
-                    keys_RHTC[:num_rows, :, :stop].flatten(0, 1).transpose(1, 2),
-                    values_RHTC[:num_rows, :, :stop].flatten(0, 1),
-                )
-                for keys_RHTC, values_RHTC in zip(self._keys_LRHTC, self._values_LRHTC, strict=True)
+                (keys_GHTC.transpose(1, 2), values_GHTC)
+                for keys_GHTC, values_GHTC in self._cache_LKRHTC[:, :, :num_rows, :, :stop].flatten(2, 3)
             ]
             bias_GH1T = self._bias_RHT[:num_rows, :, :stop].flatten(0, 1)[:, None]
             self._view = _View(num_rows, stop, layers, bias_GH1T)
@@ -131,8 +127,7 @@ class FastRows:
     def _copy(self, sources: list[int], places: list[int]) -> None:
         """Copies rows; all are read before the first is written."""
         stop = max(self._lengths)
-        for cache_LRHTC in (self._keys_LRHTC, self._values_LRHTC):
-            cache_LRHTC[:, places, :, :stop] = cache_LRHTC[:, sources, :, :stop]
+        self._cache_LKRHTC[:, :, places, :, :stop] = self._cache_LKRHTC[:, :, sources, :, :stop]
         self._bias_RHT[places] = self._bias_RHT[sources]
 
     def _fill(self, tokens_N: Tensor, rows: Sequence[int], lengths: list[int]) -> None:
@@ -170,9 +165,7 @@ class FastRows:
 
     def _store(self, index: int, heads_NHQC: Tensor, places_NH: Tensor) -> None:
         """Writes keys and values of a layer into the cache."""
-        keys, values = self._flat[index]
-        keys.index_copy_(0, places_NH, heads_NHQC[:, -2])
-        values.index_copy_(0, places_NH, heads_NHQC[:, -1])
+        self._flat[index].index_copy_(1, places_NH, heads_NHQC[:, -2:].transpose(0, 1))
 
 
 def _attend(heads_GHQC: Tensor, keys_GHCT: Tensor, values_GHTC: Tensor, bias_GH1T: Tensor) -> Tensor:
