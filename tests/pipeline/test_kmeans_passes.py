@@ -91,12 +91,25 @@ def test_error_is_no_larger_than_of_25_passes_of_faiss() -> None:
         assert assign(vectors_FD, ours).inertia <= assign(vectors_FD, theirs).inertia
 
 
-def test_faiss_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_the_vectors_and_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "MAX_SCORES", 700)
+    vectors_FD, centroids_KD = draw(2_000, 5), draw(7, 5, seed=1)
+    num_threads, found = torch.get_num_threads(), []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        found.append(search_with_torch(vectors_FD, centroids_KD))
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(num_threads)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_faiss_is_used_on_gpus_where_it_is_built_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     faiss = pytest.importorskip("faiss")
-    assert choose_search("cpu") is search_with_faiss
+    assert choose_search("cpu") is search_with_torch
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
     assert choose_search("cuda:1") is search_with_torch
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     assert choose_search("cuda:1") is search_with_faiss
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert choose_search("cpu") is search_with_torch
+    assert choose_search("cuda:1") is search_with_torch
