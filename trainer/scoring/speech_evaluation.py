@@ -6,8 +6,9 @@ from pathlib import Path
 from dmlm.pipeline.samples import Modality, TokenArray
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.scoring.references import Reference
-from dmlm.trainer.vocoder.listening import Listener, hear_recordings, hear_units
+from dmlm.trainer.vocoder.listening import Listener, hear_recordings, speak_units
 from dmlm.trainer.vocoder.synthesis import open_vocoder
+from dmlm.trainer.vocoder.wav import write_wav
 
 
 def hear_speech(
@@ -18,6 +19,7 @@ def hear_speech(
     vocoder_dir: Path,
     shard_dirs: Sequence[Path],
     root: Path | None,
+    speech_dir: Path,
     device: str,
 ) -> tuple[list[str], dict[str, list[str]]]:
     """What is heard in the units generated; and, as controls, in the true units and in the recordings.
@@ -29,19 +31,22 @@ def hear_speech(
         vocoder_dir: What `train-vocoder` wrote, or a Seamless vocoder.
         shard_dirs: Data sets of the references.
         root: Folder of the corpora; None: the recordings are not heard.
+        speech_dir: Where the speech generated is written, `0001.wav` and so on in the order given.
         device: Of the vocoder and of Whisper.
     """
     listener = Listener(device=device)
     vocoder = open_vocoder(vocoder_dir, checkpoint.settings.fingerprints[Modality.SPEECH], device)
     languages = [reference.language for reference in references]
     are_runs = checkpoint.settings.recipe.sequence.collapse_runs
-    heard = hear_units(vocoder, units, are_runs=are_runs, languages=languages, listener=listener)
+    generated = speak_units(vocoder, units, are_runs=are_runs, languages=languages)
+    for number, waveform in enumerate(generated, 1):
+        write_wav(speech_dir / f"{number:04d}.wav", waveform, vocoder.sampling_rate_hz)
     true_units = [reference.sample.speech_tokens for reference in references]
-    spoken = [array for array in true_units if array is not None]
-    controls = {
-        "true units": hear_units(vocoder, spoken, are_runs=False, languages=languages, listener=listener)
-    }
+    resynthesis = speak_units(
+        vocoder, [array for array in true_units if array is not None], are_runs=False, languages=languages
+    )
+    controls = {"true units": listener.hear(resynthesis, languages, vocoder.sampling_rate_hz)}
     if root is not None:
         keys = [reference.sample.key for reference in references]
         controls["recordings"] = hear_recordings(shard_dirs, root, keys, languages, listener)
-    return heard, controls
+    return listener.hear(generated, languages, vocoder.sampling_rate_hz), controls

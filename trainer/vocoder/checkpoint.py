@@ -46,6 +46,11 @@ def prepare_folder(directory: Path) -> None:
     (directory / CARD).unlink(missing_ok=True)
 
 
+def is_vocoder(directory: Path) -> bool:
+    """Whether a finished vocoder lies here; whether it is whole is seen when it is loaded."""
+    return (directory / CARD).is_file()
+
+
 def save_vocoder(directory: Path, vocoder: Vocoder) -> None:
     """Writes the folder, the card last."""
     from safetensors.torch import save

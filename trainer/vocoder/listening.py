@@ -40,16 +40,22 @@ class Listener:
         self.name = name
         self._model: Any = _open_whisper(find_whisper_weights(name)).to(open_device(device))
 
-    def hear(self, waveforms: Sequence[Waveform], languages: Sequence[str | None]) -> list[str]:
-        """What is said in each waveform of 16 kHz; nothing in an empty one.
+    def hear(
+        self,
+        waveforms: Sequence[Waveform],
+        languages: Sequence[str | None],
+        rate_hz: int = SAMPLING_RATE_HZ,
+    ) -> list[str]:
+        """What is said in each waveform; nothing in an empty one.
 
         Raises:
             ConfigError: A language that this Whisper does not know.
         """
         texts: list[list[str]] = [[] for _ in waveforms]
+        resampled = [resample(waveform, rate_hz) for waveform in waveforms]
         windows = [
             (number, waveform[start : start + WINDOW_SAMPLES])
-            for number, waveform in enumerate(waveforms)
+            for number, waveform in enumerate(resampled)
             for start in range(0, len(waveform), WINDOW_SAMPLES)
         ]
         by_language: dict[str, list[tuple[int, Waveform]]] = {}
@@ -83,30 +89,24 @@ class Listener:
         return num_mels
 
 
-def hear_units(
+def speak_units(
     vocoder: UnitVocoder,
     units: Sequence[TokenArray],
     *,
     are_runs: bool,
     languages: Sequence[str | None],
-    listener: Listener,
-) -> list[str]:
-    """What Whisper hears in the speech made of each array of units.
+) -> list[Waveform]:
+    """The speech made of each array of units, at the vocoder's sampling rate.
 
     Args:
         vocoder: Of these units.
         units: Modality-local ids.
         are_runs: One unit stands for a run of equal ones, so that its duration is the vocoder's guess.
         languages: Of each.
-        listener: Who hears.
     """
     pairs = zip(units, languages, strict=True)
     spoken = (vocoder.speak(array, are_runs=are_runs, language=language) for array, language in pairs)
-    waveforms = [
-        resample(waveform, vocoder.sampling_rate_hz)
-        for waveform in track(spoken, "speak", total=len(units), unit="utterances")
-    ]
-    return listener.hear(waveforms, languages)
+    return list(track(spoken, "speak", total=len(units), unit="utterances"))
 
 
 def hear_recordings(
@@ -131,7 +131,7 @@ def resample(waveform: Waveform, rate_hz: int) -> Waveform:
     """The waveform at 16 kHz."""
     import soxr
 
-    if not len(waveform):
+    if rate_hz == SAMPLING_RATE_HZ or not len(waveform):
         return waveform
     resampled: Waveform = soxr.resample(waveform, rate_hz, SAMPLING_RATE_HZ, quality="HQ").astype(np.float32)
     return resampled

@@ -1,5 +1,6 @@
-"""Whisper hears the recordings, and `speak` writes what a trained model says."""
+"""Whisper hears the recordings; `speak` writes what a trained model says, and `evaluate` scores it."""
 
+import json
 import wave
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -12,9 +13,10 @@ from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards import iter_samples, load_dataset_card
+from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
 from dmlm.trainer.vocoder import waveforms
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
-from dmlm.trainer.vocoder.listening import Listener, hear_recordings, hear_units, resample
+from dmlm.trainer.vocoder.listening import Listener, hear_recordings, resample, speak_units
 from dmlm.trainer.vocoder.model import VoiceShape
 from dmlm.trainer.vocoder.synthesis import open_vocoder
 from dmlm.trainer.vocoder.training import train_vocoder
@@ -70,9 +72,9 @@ def test_units_are_heard_in_order_through_the_vocoder(
     fingerprint = load_dataset_card(spoken_run.shards).fingerprints[Modality.SPEECH]
     vocoder = open_vocoder(vocoder_dir, fingerprint, "cpu")
     units = [sample.speech_tokens for sample in iter_samples(spoken_run.shards)][:1]
-    heard = hear_units(
-        vocoder, [units[0][:0], *units], are_runs=False, languages=["en", "en"], listener=listener
-    )
+    languages = ["en", "en"]
+    spoken = speak_units(vocoder, [units[0][:0], *units], are_runs=False, languages=languages)
+    heard = listener.hear(spoken, languages, vocoder.sampling_rate_hz)
     assert len(heard) == 2
     assert heard[0] == ""
 
@@ -102,3 +104,27 @@ def test_speak_writes_a_wav_file_for_each_text(
     assert "s of speech in" in shown.err
     assert run(["speak", *arguments, "--out", str(tmp_path), "   "]) == 2
     assert "nothing to say" in capsys.readouterr().err
+
+
+def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings(
+    vocoder_dir: Path, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waveforms, "find_packaged", lambda entry: None)
+    config = EvaluateConfig(
+        checkpoint=spoken_run.run,
+        shards=(spoken_run.shards,),
+        task="t2s",
+        keys=("1-11-000[02]",),
+        vocoder=vocoder_dir,
+        root=spoken_run.root,
+        out_path=tmp_path / "t2s.json",
+        device="cpu",
+    )
+    report = evaluate(config)
+    assert [utterance.key for utterance in report.utterances] == ["1-11-0000", "1-11-0002"]
+    assert set(report.controls) == {"true units", "recordings"}
+    assert report.controls["recordings"].values["cer"] < 0.3 < report.metrics.values["cer"]
+    lines = (tmp_path / "t2s.json.samples.jsonl").read_text().splitlines()
+    assert "home" in json.loads(lines[0])["recordings"].lower()
+    names = sorted(path.name for path in (tmp_path / "t2s.json.speech").iterdir())
+    assert names == ["0001.wav", "0002.wav"]
