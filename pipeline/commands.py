@@ -11,6 +11,8 @@ import click
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.executors.options import engine_options
+from dmlm.pipeline.remote.folder import RemoteFolder
+from dmlm.pipeline.remote.options import dataset_folder, folder
 from dmlm.pipeline.source_options import source_options
 from dmlm.pipeline.tokenizer_options import codebook_options, tokenizer_options
 
@@ -33,10 +35,11 @@ def root_option() -> Decorator:
     """`--root`: where the corpora are."""
     return click.option(
         "--root",
-        type=click.Path(path_type=Path),
+        type=folder,
         envvar="DMLM_DATA",
         show_envvar=True,
-        help="Folder that holds LibriSpeech/ ami/ covost/ coco/, the corpus folder itself, or your own file.",
+        help="Folder that holds LibriSpeech/ ami/ covost/ coco/, the corpus folder itself, or your own file; "
+        "or an address, s3:// or hf://.",
     )
 
 
@@ -65,8 +68,12 @@ def announce_default(option: str, value: object) -> None:
     click.echo(f"{option} not given: using {value}", err=True)
 
 
-def resolve_root(root: Path | None, source: str | None) -> Path:
-    """Root given, else the manifest's default root."""
+def resolve_root(root: Path | RemoteFolder | None, source: str | None) -> Path:
+    """Root given, mirrored first when it is an address, else the manifest's default root."""
+    if isinstance(root, RemoteFolder):
+        from dmlm.pipeline.remote.corpora import fetch_corpus
+
+        return fetch_corpus(root)
     if root is not None:
         return root
     from dmlm.pipeline.manifests import load_manifest
@@ -119,7 +126,7 @@ def sample(**settings: Any) -> None:
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./codebook]")
 def build_codebook(
     sources: tuple[str, ...],
-    root: Path | None,
+    root: Path | RemoteFolder | None,
     splits: tuple[str, ...],
     layer: str,
     out_dir: Path | None,
@@ -186,17 +193,17 @@ def parse_layer(text: str) -> int | None:
 @click.option(
     "--reuse",
     "reuse_dir",
-    type=click.Path(path_type=Path),
+    type=dataset_folder,
     help="Data set of the same items: take over the tokens whose tokenizer is the same.",
 )
 @click.option("--dry-run", is_flag=True, help="Only estimate audio, tokens, bytes and time from a sample.")
-@click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./shards/SOURCE]")
+@click.option("--out", "out", type=folder, help="Folder or address.  [default: ./shards/SOURCE]")
 @limit_option("samples")
 @device_option()
 @engine_options
 def tokenize(
     source: str,
-    root: Path | None,
+    root: Path | RemoteFolder | None,
     splits: tuple[str, ...],
     options: "SourceOptions",
     codebook_dir: Path | None,
@@ -204,7 +211,7 @@ def tokenize(
     unit_backend: str,
     reuse_dir: Path | None,
     dry_run: bool,
-    out_dir: Path | None,
+    out: Path | RemoteFolder | None,
     limit: int | None,
     device: str,
     engine: "Engine",
@@ -221,8 +228,8 @@ def tokenize(
     if dry_run and reuse_dir is not None:
         raise ConfigError("--dry-run measures how long encoding takes; leave out --reuse")
     root = resolve_root(root, source)
-    if out_dir is None:
-        announce_default("--out", out_dir := Path("shards") / source)
+    if out is None:
+        announce_default("--out", out := Path("shards") / source)
     if codebook_dir is None and not choice.replaces_codebook(has_text_only=source in WITHOUT_FILES):
         if dry_run and not DEFAULT_CODEBOOK.is_dir():
             raise ConfigError(
@@ -237,7 +244,8 @@ def tokenize(
         codebook_dir=codebook_dir,
         choice=choice,
         unit_backend=unit_backend,
-        out_dir=out_dir,
+        out_dir=out.local if isinstance(out, RemoteFolder) else out,
+        remote=out if isinstance(out, RemoteFolder) else None,
         limit=limit,
         device=device,
         reuse_dir=reuse_dir,

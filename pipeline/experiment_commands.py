@@ -15,6 +15,7 @@ from dmlm.pipeline.commands import (
     split_option,
 )
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.source_options import source_options
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def experiment() -> None:
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 def codebook_sweep(
     source: str,
-    root: Path | None,
+    root: Path | RemoteFolder | None,
     splits: tuple[str, ...],
     options: "SourceOptions",
     encoder: str,

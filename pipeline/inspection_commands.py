@@ -13,6 +13,8 @@ from dmlm.pipeline.commands import (
     seed_option,
     split_option,
 )
+from dmlm.pipeline.remote.folder import RemoteFolder
+from dmlm.pipeline.remote.options import folder
 from dmlm.pipeline.source_options import source_options
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 def inspect(
     codebook_dir: Path,
     source: str,
-    root: Path | None,
+    root: Path | RemoteFolder | None,
     splits: tuple[str, ...],
     options: "SourceOptions",
     limit: int,
@@ -81,7 +83,12 @@ def inspect(
 
 @click.command(short_help="Check shards: checksums, structure, counts, ranges, fingerprints.")
 @click.option(
-    "--shards", "shard_dirs", type=click.Path(path_type=Path), multiple=True, required=True, help="Data set."
+    "--shards",
+    "folders",
+    type=folder,
+    multiple=True,
+    required=True,
+    help="Data set; folder or address.",
 )
 @click.option(
     "--reencode", "num_samples", type=click.IntRange(min=1), help="Also make N samples again from the corpus."
@@ -89,14 +96,20 @@ def inspect(
 @root_option()
 @seed_option()
 @device_option()
-def verify(shard_dirs: tuple[Path, ...], num_samples: int | None, root: Path | None, **settings: Any) -> None:
+def verify(
+    folders: tuple[Path | RemoteFolder, ...],
+    num_samples: int | None,
+    root: Path | RemoteFolder | None,
+    **settings: Any,
+) -> None:
     """Check every byte and every id of a data set against its card and index.
 
     Example:  dmlm-cli verify --shards shards/librispeech
     """
     from dmlm.pipeline.shards import verify_dataset
 
-    for directory in shard_dirs:
+    for place in folders:
+        directory = read_again(place) if isinstance(place, RemoteFolder) else place
         whole = verify_dataset(directory)
         click.echo(whole.summary())
         if num_samples is not None:
@@ -108,6 +121,13 @@ def verify(shard_dirs: tuple[Path, ...], num_samples: int | None, root: Path | N
             )
             click.echo(again.table())
             again.check()
+
+
+def read_again(remote: RemoteFolder) -> Path:
+    """Mirror of a data set, every byte of which comes from its address now."""
+    from dmlm.pipeline.remote.datasets import fetch_dataset
+
+    return fetch_dataset(remote, is_afresh=True)
 
 
 @click.command(short_help="Write the indexes of a data set again, from its tars.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,15 +25,18 @@ from dmlm.pipeline.samples import (
     UnitInventory,
     UnitLine,
     Utterance,
-    Waveform,
 )
+from dmlm.pipeline.separate_processes import SeparateProcesses
 from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.shards.card import fingerprint_sha256
 from dmlm.pipeline.shards.format import encode_members
+from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers import ImageTokenizer, SpeechTokenizer, TextTokenizer
 from dmlm.pipeline.vocabulary import Vocabulary
 
+T = TypeVar("T")
+Raw = TypeVar("Raw")
 Tokenizer = TypeVar("Tokenizer", SpeechTokenizer, ImageTokenizer)
 
 _STAGES: Final = {AudioError: "audio", ImageError: "image"}
@@ -60,6 +64,8 @@ class ItemEncoder:
     text_rule: str
     units: UnitInventory | None = None
     """Of speech that comes as units; then `speech` is None."""
+    decoders: SeparateProcesses | None = None
+    """Where files are decoded; None: here."""
 
     @property
     def fingerprints(self) -> dict[Modality, dict[str, Any]]:
@@ -107,11 +113,7 @@ class ItemEncoder:
         if not utterances:
             return {}
         tokenizer = require(self.speech, Modality.SPEECH)
-        rate_hz = tokenizer.sampling_rate_hz
-
-        def load(item: Utterance) -> Waveform:
-            return load_utterance(item, rate_hz)
-
+        load = self._load_with(partial(load_utterance, sampling_rate_hz=tokenizer.sampling_rate_hz))
         outcomes = encode_files(utterances, load, tokenizer.encode, AudioError, on_file)
         return {item.key: outcome for item, outcome in zip(utterances, outcomes, strict=True)}
 
@@ -119,8 +121,12 @@ class ItemEncoder:
         if not paths:
             return {}
         tokenizer = require(self.image, Modality.IMAGE)
-        outcomes = encode_files(paths, load_image, tokenizer.encode, ImageError, on_file)
+        load = self._load_with(load_image)
+        outcomes = encode_files(paths, load, tokenizer.encode, ImageError, on_file)
         return dict(zip(paths, outcomes, strict=True))
+
+    def _load_with(self, load: Callable[[T], Raw]) -> Callable[[T], Raw]:
+        return load if self.decoders is None else partial(self.decoders.call, load)
 
     def _finish_item(
         self, item: SourceItem, speech: Mapping[str, Outcome], images: Mapping[Path, Outcome]
@@ -212,13 +218,25 @@ def _skipped(item: Skipped) -> LedgerEntry:
 
 
 def _quarantined(item: SourceItem, stage: str, error: SampleError) -> LedgerEntry:
-    reason = str(error)
+    reason, path = str(error), _file_of(item)
     # Names, not paths: the ledger is part of the data set and must not depend on where the corpus lies.
-    if path := _file_of(item):
+    if path is not None:
         reason = reason.replace(str(path), path.name)
     return LedgerEntry(
-        key=item.key, outcome="quarantined", stage=stage, reason=reason, error=type(error).__name__
+        key=item.key,
+        outcome="quarantined",
+        stage=stage,
+        reason=reason,
+        error=type(error).__name__,
+        sha256=_sha256_of(path) if path is not None and path.is_file() else None,
     )
+
+
+def _sha256_of(path: Path) -> str | None:
+    try:
+        return sha256_file(path)
+    except OSError:  # that may be why it could not be decoded
+        return None
 
 
 def _file_of(item: SourceItem) -> Path | None:

@@ -10,6 +10,8 @@ from typing import Final
 
 import dmlm
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, ShardCorruptError
+from dmlm.pipeline.remote.datasets import fetch_unfinished
+from dmlm.pipeline.remote.folder import MissingFileError, RemoteFolder
 from dmlm.pipeline.samples import Modality, UnitInventory
 from dmlm.pipeline.shard_tasks import Recipe, ShardTask, task_sha256
 from dmlm.pipeline.shards import (
@@ -17,11 +19,12 @@ from dmlm.pipeline.shards import (
     DatasetCard,
     DatasetTotals,
     FinishedShard,
+    finished_shard,
     load_dataset_card,
     write_dataset_card,
 )
 from dmlm.pipeline.shards.card import CARD_NAME, LEDGER_NAME, encode_ledger
-from dmlm.pipeline.storage import sha256_file, write_bytes, write_json
+from dmlm.pipeline.storage import encode_json, sha256_file, write_bytes, write_json
 from dmlm.pipeline.tokenizers.registry import CARD, UNITS, read_card
 from dmlm.pipeline.vocabulary import Vocabulary
 
@@ -50,25 +53,49 @@ def claim_folder(
     claimed = _read_recipe(directory)
     if claimed is None:
         _check_empty(directory)
-    elif differences := list(_differences(claimed, recipe)):
-        raise FingerprintMismatchError(
-            f"{directory} holds a data set of other settings: {'; '.join(differences[:4])}; "
-            "choose another --out or delete the folder"
-        )
+    else:
+        _check_same_recipe(str(directory), claimed, recipe)
     if is_alone:
         for left_over in [*directory.glob("*.tmp"), *directory.glob(f"{CODEBOOK_NAME}/**/*.tmp")]:
             left_over.unlink()
     write_json(directory / RUN_NAME, {"recipe": recipe, **whereabouts}, is_shared=True)
 
 
-def _read_recipe(directory: Path) -> Recipe | None:
-    path = directory / RUN_NAME
+def claim_remote(remote: RemoteFolder, recipe: Recipe) -> None:
+    """Makes the folder at an address this recipe's, as `claim_folder` does; no whereabouts are uploaded."""
     try:
-        return dict(json.loads(path.read_bytes())["recipe"])
+        _check_same_recipe(remote.address, _parse_recipe(remote.read(RUN_NAME), remote.address), recipe)
+    except MissingFileError:
+        if remote.list_files():
+            raise ConfigError(
+                f"{remote.address} is not empty and has no {RUN_NAME} of `tokenize`; choose another --out"
+            ) from None
+        remote.write(RUN_NAME, encode_json({"recipe": recipe}))
+
+
+def _read_recipe(directory: Path) -> Recipe | None:
+    try:
+        content = (directory / RUN_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return _parse_recipe(content, str(directory))
+
+
+def _parse_recipe(content: bytes, where: str) -> Recipe:
+    try:
+        return dict(json.loads(content)["recipe"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardCorruptError(f"{path}: damaged ({error}); delete the folder {directory}") from error
+        raise ShardCorruptError(
+            f"{where}/{RUN_NAME}: damaged ({error}); delete the folder {where}"
+        ) from error
+
+
+def _check_same_recipe(where: str, claimed: Recipe, recipe: Recipe) -> None:
+    if differences := list(_differences(claimed, recipe)):
+        raise FingerprintMismatchError(
+            f"{where} holds a data set of other settings: {'; '.join(differences[:4])}; "
+            "choose another --out or delete the folder"
+        )
 
 
 def _check_empty(directory: Path) -> None:
@@ -107,6 +134,16 @@ def load_published(directory: Path, task_sha256s: Sequence[str]) -> DatasetCard 
             f"or delete {CARD_NAME} to do the changed shards again"
         )
     return card
+
+
+def find_finished(
+    directory: Path, tasks: Mapping[str, ShardTask], remote: RemoteFolder | None = None
+) -> dict[str, FinishedShard]:
+    """Shards of `tasks` that are whole, by the same sha256; what `remote` has of them is fetched first."""
+    if remote is not None:
+        fetch_unfinished(remote, [task.name for task in tasks.values()])
+    found = {sha256: finished_shard(directory, task.name, sha256) for sha256, task in tasks.items()}
+    return {sha256: shard for sha256, shard in found.items() if shard is not None}
 
 
 def check_same_items(directory: Path, card: DatasetCard, recipe: Recipe, tasks: Iterable[ShardTask]) -> None:

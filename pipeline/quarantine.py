@@ -35,6 +35,8 @@ class LedgerEntry:
     error: str | None = None
     """Class of the error; None when skipped."""
     recording_id: str | None = None
+    sha256: str | None = None
+    """Of its recording or image, where there is one."""
 
     def to_json(self) -> dict[str, Any]:
         """Fields that are set."""

@@ -17,28 +17,33 @@ from dmlm.pipeline.item_encoding import NOTHING_KNOWN, ItemEncoder, require
 from dmlm.pipeline.manifests import load_manifest
 from dmlm.pipeline.output_folder import (
     claim_folder,
+    claim_remote,
     copy_codebook,
     files_are_whole,
+    find_finished,
     load_published,
     publish,
     withdraw,
 )
 from dmlm.pipeline.progress import Progress
 from dmlm.pipeline.quarantine import BadSampleBudget, LedgerEntry
+from dmlm.pipeline.remote.datasets import send_dataset, send_shard
+from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.reuse import EarlierDataset, open_earlier_dataset
 from dmlm.pipeline.samples import Modality, Sample, SourceItem, TextLine, UnitLine, Utterance
+from dmlm.pipeline.separate_processes import SeparateProcesses
 from dmlm.pipeline.shard_tasks import Recipe, ShardTask, plan_shards, task_sha256
-from dmlm.pipeline.shards import (
-    CODEBOOK_NAME,
-    FinishedShard,
-    finished_shard,
-    write_shard,
-)
+from dmlm.pipeline.shards import CODEBOOK_NAME, FinishedShard, write_shard
 from dmlm.pipeline.shards.format import FORMAT_VERSION
 from dmlm.pipeline.sources import DEFAULT_OPTIONS, Source, SourceOptions, describe_options, open_source
 from dmlm.pipeline.storage import write_json
 from dmlm.pipeline.tokenize_report import REPORT_NAME, TokenizeReport
-from dmlm.pipeline.tokenizers.choosing import AS_IN_CODEBOOK, TokenizerChoice, chosen_codebook
+from dmlm.pipeline.tokenizers.choosing import (
+    AS_IN_CODEBOOK,
+    TokenizerChoice,
+    check_idle_choice,
+    chosen_codebook,
+)
 from dmlm.pipeline.tokenizers.pretrained import TRANSFORMERS, add_terms
 from dmlm.pipeline.tokenizers.registry import Tokenizers, load_tokenizers
 from dmlm.pipeline.vocabulary import Vocabulary
@@ -56,6 +61,8 @@ class TokenizeConfig:
     codebook_dir: Path | None
     """None: every tokenizer needed is in `choice`."""
     out_dir: Path
+    remote: RemoteFolder | None = None
+    """Where the data set is published; `out_dir` is its mirror then."""
     choice: TokenizerChoice = AS_IN_CODEBOOK
     unit_backend: str = TRANSFORMERS
     """What computes the Seamless codec."""
@@ -69,6 +76,8 @@ class TokenizeConfig:
     device: str = "auto"
     reuse_dir: Path | None = None
     """Data set of the same items to take the tokens from whose tokenizer is the same."""
+    is_wary: bool = False
+    """Decode files in processes of their own: one that crashes its decoder is quarantined."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "samples_per_shard"):
@@ -91,7 +100,7 @@ def tokenize(
             `reuse_dir` one of other items.
         ShardCorruptError: `reuse_dir` is not finished, or a shard of it is damaged.
         BadSampleBudgetError: Too many broken samples; finished shards stay for the next run.
-        OSError: The disk is full or fails; nothing partial is published.
+        OSError, StorageError: The disk is full, or it or `remote` fails; nothing partial is published.
     """
     start = time.monotonic()
     with chosen_codebook(
@@ -116,12 +125,13 @@ def tokenize_share(config: TokenizeConfig, index: int, num_shares: int) -> None:
     ) as codebook_dir:
         plan = plan_tokenization(config, codebook_dir)
         earlier = _open_earlier(config, plan)
-        claim_folder(config.out_dir, plan.recipe, _whereabouts(config), is_alone=False)
-        load_published(config.out_dir, list(plan.tasks))
+        _claim(config, plan, is_alone=False)
         mine = dict(islice(plan.tasks.items(), index, None, num_shares))
-        finished = _find_finished(config.out_dir, mine)
-        for _ in _finish_shards(config, plan, mine, finished, earlier):
-            pass
+        finished = find_finished(config.out_dir, mine, config.remote)
+        load_published(config.out_dir, list(plan.tasks))
+        for shard in _finish_shards(config, plan, mine, finished, earlier):
+            if config.remote is not None:
+                send_shard(config.remote, shard.record.name)
 
 
 def _tokenize(
@@ -132,11 +142,13 @@ def _tokenize(
 ) -> TokenizeReport:
     plan = plan_tokenization(config, codebook_dir)
     earlier = _open_earlier(config, plan)
-    claim_folder(config.out_dir, plan.recipe, _whereabouts(config))
+    _claim(config, plan, is_alone=True)
+    finished = find_finished(config.out_dir, plan.tasks, config.remote)
     card = load_published(config.out_dir, list(plan.tasks))
-    finished = _find_finished(config.out_dir, plan.tasks)
     if card and len(finished) == len(plan.tasks) and files_are_whole(config.out_dir, card):
         _logger.warning("%s is complete already: nothing to do", config.out_dir)
+        if config.remote is not None:
+            send_dataset(config.remote, card)
         return TokenizeReport.of(card.totals, time.monotonic() - start)
     withdraw(config.out_dir)
     copy_codebook(codebook_dir, config.out_dir / CODEBOOK_NAME, plan.modalities, plan.encoder.units)
@@ -144,9 +156,11 @@ def _tokenize(
     licence = add_terms(load_manifest(config.source).licence, terms)
     if spread is not None and len(finished) < len(plan.tasks):
         spread(config)
-        finished = _find_finished(config.out_dir, plan.tasks)
+        finished = find_finished(config.out_dir, plan.tasks, config.remote)
     shards = list(_finish_shards(config, plan, plan.tasks, finished, earlier))
     card = publish(config.out_dir, config.source, shards, plan.recipe, plan.vocabulary, licence)
+    if config.remote is not None:
+        send_dataset(config.remote, card)
     report = TokenizeReport.of(card.totals, time.monotonic() - start)
     write_json(config.out_dir / REPORT_NAME, asdict(report))
     return report
@@ -187,13 +201,14 @@ def plan_tokenization(config: TokenizeConfig, codebook_dir: Path) -> TokenizePla
         raise ConfigError(
             f"{config.source}: nothing to tokenize in {config.root}, {len(items)} items left out"
         )
-    _check_choice(config, has_speech, has_images)
+    check_idle_choice(config.choice, config.unit_backend, config.source, has_speech, has_images)
     encoder = ItemEncoder(
         speech=require(tokenizers.speech, Modality.SPEECH) if has_speech else None,
         image=require(tokenizers.image, Modality.IMAGE) if has_images else None,
         text=tokenizers.text,
         text_rule=source.text_rule,
         units=units,
+        decoders=SeparateProcesses() if config.is_wary else None,
     )
     recipe = {
         "format_version": FORMAT_VERSION,
@@ -207,18 +222,6 @@ def plan_tokenization(config: TokenizeConfig, codebook_dir: Path) -> TokenizePla
         vocabulary=encoder.vocabulary,
         tasks={task_sha256(task, recipe): task for task in tasks},
     )
-
-
-def _check_choice(config: TokenizeConfig, has_speech: bool, has_images: bool) -> None:
-    """What is asked for and has nothing to work on is a mistake, not a preference."""
-    asked_for = {
-        "--speech-tokenizer": config.choice.speech and not has_speech,
-        "--unit-backend": config.unit_backend != TRANSFORMERS and not has_speech,
-        "--image-tokenizer": config.choice.image and not has_images,
-    }
-    for option, is_idle in asked_for.items():
-        if is_idle:
-            raise ConfigError(f"{option}: {config.source} has nothing to encode with it; leave it out")
 
 
 def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem]) -> dict[str, Any]:
@@ -238,13 +241,16 @@ def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem
     }
 
 
-def _whereabouts(config: TokenizeConfig) -> dict[str, str]:
-    return {
+def _claim(config: TokenizeConfig, plan: TokenizePlan, *, is_alone: bool) -> None:
+    whereabouts = {
         "root": str(config.root),
         "codebook": str(config.codebook_dir),
         "device": config.device,
         "reuse": str(config.reuse_dir),
     }
+    if config.remote is not None:
+        claim_remote(config.remote, plan.recipe)
+    claim_folder(config.out_dir, plan.recipe, whereabouts, is_alone=is_alone)
 
 
 def _open_earlier(config: TokenizeConfig, plan: TokenizePlan) -> EarlierDataset | None:
@@ -253,12 +259,6 @@ def _open_earlier(config: TokenizeConfig, plan: TokenizePlan) -> EarlierDataset 
     if config.reuse_dir.resolve() == config.out_dir.resolve():
         raise ConfigError(f"--reuse {config.reuse_dir}: is --out itself; choose another --out")
     return open_earlier_dataset(config.reuse_dir, plan.encoder, plan.recipe, plan.tasks.values())
-
-
-def _find_finished(directory: Path, tasks: Mapping[str, ShardTask]) -> dict[str, FinishedShard]:
-    """Shards of `tasks` that are whole, by the same names."""
-    found = {sha256: finished_shard(directory, task.name, sha256) for sha256, task in tasks.items()}
-    return {sha256: shard for sha256, shard in found.items() if shard is not None}
 
 
 def _finish_shards(
@@ -281,7 +281,7 @@ def _finish_shards(
             known = earlier.look_up(task) if earlier else NOTHING_KNOWN
             results = plan.encoder.encode(task, progress.advance, known)
             budget.spend(results)
-            yield write_shard(
+            shard = write_shard(
                 config.out_dir,
                 task.name,
                 [result for result in results if isinstance(result, Sample)],
@@ -290,5 +290,8 @@ def _finish_shards(
                 num_in=len(task.items),
                 ledger=tuple(result for result in results if isinstance(result, LedgerEntry)),
             )
+            if config.remote is not None:
+                send_shard(config.remote, task.name)
+            yield shard
     progress.close()
     budget.summarise()

@@ -46,7 +46,7 @@ OPTIONS = {
     "train-vocoder": {"--shards", "--root", "--out", "--split", "--steps", "--seed", "--device"},
     "evaluate": {
         *("--checkpoint", "--shards", "--train-shards", "--task", "--split", "--out", "--limit", "--device"),
-        *("--vocoder", "--root", *DECODING_OPTIONS),
+        *("--key", "--vocoder", "--root", *DECODING_OPTIONS),
     },
     "score": {"--task", "--references", "--hypotheses", "--language", "--text-rule", "--out"},
     "transcribe": {"--checkpoint", "--language", "--device", *DECODING_OPTIONS},
@@ -55,7 +55,7 @@ OPTIONS = {
     "caption": {"--checkpoint", "--language", "--device", *DECODING_OPTIONS},
     "export": {"--checkpoint", "--out"},
     "experiment": set(),  # each experiment has its own
-    "demo": {"--out", "--seed"},
+    "demo": {"--out", "--steps", "--seed"},
 }
 """The options of every command are frozen: adding one is a decision, recorded here."""
 

@@ -23,8 +23,10 @@ from dmlm.trainer.models.packed_forward import PackedModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TIMEOUT: Final = timedelta(minutes=5)
-"""How long a rank waits for another one that lives; one that died is seen at once."""
+TIMEOUT: Final = timedelta(seconds=60)
+"""How long a rank waits in a step for another one that lives; one that died is seen at once."""
+PATIENCE: Final = timedelta(minutes=10)
+"""How long it waits where ranks do not work side by side: they open data, and the first one saves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +37,13 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     """On this machine; the number of its GPU."""
-    joined: bool = False
-    """Whether a process group was started; without one there is one rank."""
+    meeting: "dist.ProcessGroup | None" = None
+    """Where ranks wait with PATIENCE; None: no process group was started, there is one rank."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether there is a process group."""
+        return self.meeting is not None
 
     @property
     def is_first(self) -> bool:
@@ -55,9 +62,9 @@ class Ranks:
         return tensor
 
     def wait_for_all(self) -> None:
-        """Returns when every rank is here."""
-        if self.joined:
-            dist.barrier()
+        """Returns when every rank is here; called wherever one may come much later than another."""
+        if self.meeting is not None:
+            dist.barrier(self.meeting)
 
 
 ALONE: Final = Ranks()
@@ -76,10 +83,14 @@ def join_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
     rank, world_size, local_rank = (int(environment[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(timeout=TIMEOUT)
+    dist.init_process_group(timeout=PATIENCE)
     try:
         with _lost_ranks_named(rank):
-            yield Ranks(rank=rank, world_size=world_size, local_rank=local_rank, joined=True)
+            meeting = dist.new_group(timeout=PATIENCE, backend="gloo")  # which waits without a GPU
+            world = dist.group.WORLD
+            assert world is not None, "it was started above"
+            world.set_timeout(TIMEOUT)
+            yield Ranks(rank=rank, world_size=world_size, local_rank=local_rank, meeting=meeting)
     finally:
         dist.destroy_process_group()
 

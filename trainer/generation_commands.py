@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from dmlm.pipeline.commands import announce_default, device_option, limit_option, split_option
+from dmlm.pipeline.commands import announce_default, device_option, limit_option, resolve_root, split_option
 from dmlm.pipeline.errors import ExitCode
+from dmlm.pipeline.remote.folder import RemoteFolder
+from dmlm.pipeline.remote.options import dataset_folder, folder
 
 if TYPE_CHECKING:
     from dmlm.trainer.decoding import DecodingConfig
@@ -53,23 +55,26 @@ def language_option(what: str) -> Callable[[Callable[..., T]], Callable[..., T]]
 @click.option(
     "--shards",
     "shard_dirs",
-    type=click.Path(path_type=Path),
+    type=dataset_folder,
     multiple=True,
     required=True,
-    help="Data set of `tokenize`; may be repeated.",
+    help="Data set of `tokenize`, folder or address; may be repeated.",
 )
 @click.option(
     "--train-shards",
     "train_dirs",
-    type=click.Path(path_type=Path),
+    type=dataset_folder,
     multiple=True,
     help="Further data set of the training, to be searched for the references; may be repeated.",
 )
 @click.option("--task", type=click.Choice(["asr", "s2tt", "i2t", "t2s"]), default="asr", show_default=True)
 @split_option()
+@click.option(
+    "--key", "keys", multiple=True, help="Glob on the keys of the samples; may be repeated.  [default: all]"
+)
 @click.option("--vocoder", type=click.Path(path_type=Path), help="Of t2s: what `train-vocoder` wrote.")
 @click.option(
-    "--root", type=click.Path(path_type=Path), help="Of t2s: the corpora, to hear the recordings too."
+    "--root", type=folder, help="Of t2s: the corpora, to hear the recordings too; folder or address."
 )
 @decoding_options
 @click.option("--out", "out_path", type=click.Path(path_type=Path), help="[default: CHECKPOINT/TASK.json]")
@@ -81,8 +86,9 @@ def evaluate(
     train_dirs: tuple[Path, ...],
     task: str,
     splits: tuple[str, ...],
+    keys: tuple[str, ...],
     vocoder: Path | None,
-    root: Path | None,
+    root: Path | RemoteFolder | None,
     out_path: Path | None,
     limit: int | None,
     device: str,
@@ -90,7 +96,7 @@ def evaluate(
 ) -> None:
     """Decode held-out samples and score them; writes FILE and FILE.samples.jsonl.
 
-    Without --split, every split that was not trained on is scored.
+    Without --split, every split that was not trained on is scored. Of t2s, FILE.speech/*.wav is what it says.
 
     Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech --task asr --out asr.json
     """
@@ -106,8 +112,9 @@ def evaluate(
         train_shards=train_dirs,
         task=task,
         splits=splits or None,
+        keys=keys or ("*",),
         vocoder=vocoder,
-        root=root,
+        root=None if root is None else resolve_root(root, None),
         decoding=decoding,
         out_path=out_path,
         limit=limit,

@@ -111,6 +111,7 @@ class _Run:
         self._checkpoint = self._find_checkpoint(config.resume)
         self._stream = TokenStream(data, recipe, config.seed, rank=ranks.rank, world_size=ranks.world_size)
         self._model = self._build_model().to(device)
+        ranks.wait_for_all()
         self._step = TrainStep(self._model, recipe, config.seed, ranks)
         self._num_done = 0
         if self._checkpoint is not None:
@@ -143,6 +144,7 @@ class _Run:
             closing(self._hash_shards()) as hasher,
         ):
             self._catch_up(log)
+            self._ranks.wait_for_all()
             while self._num_done < recipe.num_steps:
                 hasher.check()
                 result = self._step(self._num_done, stream.next_step(), is_asked_to_stop)
@@ -210,6 +212,7 @@ class _Run:
             return False
         validation = self._validator(self._model, self._num_done)
         log.add_validation(validation)
+        self._ranks.wait_for_all()  # the first one decodes
         return validation.is_best
 
     def _catch_up(self, log: RunLog | NoLog) -> None:

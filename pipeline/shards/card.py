@@ -196,14 +196,20 @@ def load_dataset_card(directory: Path) -> DatasetCard:
     check_dataset_folder(directory)
     path = directory / CARD_NAME
     try:
-        return DatasetCard.from_json(json.loads(path.read_bytes()))
+        return parse_dataset_card(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise ShardCorruptError(
             f"{directory}: not a finished data set: {CARD_NAME} is missing; rerun `dmlm-cli tokenize`"
         ) from None
+
+
+def parse_dataset_card(content: bytes, where: str) -> DatasetCard:
+    """Card from the bytes of `dataset.json`; raises ShardCorruptError, naming `where`, if it is damaged."""
+    try:
+        return DatasetCard.from_json(json.loads(content))
     except (CorruptInputError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ShardCorruptError(
-            f"{path}: not a finished data set: {error}; rerun `dmlm-cli tokenize`"
+            f"{where}: not a finished data set: {error}; rerun `dmlm-cli tokenize`"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Shard -> token arrays without a copy: the tar is mapped, the index says where everything lies."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -130,7 +131,9 @@ def map_file(path: Path) -> memoryview:
         with pa.memory_map(str(path)) as file:
             content = memoryview(file.read_buffer()).cast("B")
     except (OSError, pa.ArrowException) as error:
-        raise ShardCorruptError(f"{path.name}: cannot be read: {error}; rerun `dmlm-cli tokenize`") from error
+        is_full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+        advice = "raise vm.max_map_count, or use larger shards" if is_full else "rerun `dmlm-cli tokenize`"
+        raise ShardCorruptError(f"{path.name}: cannot be read: {error}; {advice}") from error
     if not content:
         raise ShardCorruptError(f"{path.name}: is empty; rerun `dmlm-cli tokenize`")
     return content

@@ -96,6 +96,20 @@ def chosen_codebook(
         yield directory
 
 
+def check_idle_choice(
+    choice: TokenizerChoice, unit_backend: str, source: str, has_speech: bool, has_images: bool
+) -> None:
+    """Raises ConfigError for what is asked for and has nothing to work on: that is a mistake."""
+    asked_for = {
+        "--speech-tokenizer": choice.speech and not has_speech,
+        "--unit-backend": unit_backend != TRANSFORMERS and not has_speech,
+        "--image-tokenizer": choice.image and not has_images,
+    }
+    for option, is_idle in asked_for.items():
+        if is_idle:
+            raise ConfigError(f"{option}: {source} has nothing to encode with it; leave it out")
+
+
 def _write_choice(directory: Path, choice: TokenizerChoice, device: str, unit_backend: str) -> None:
     if choice.text is not None:
         is_bytes = choice.text.startswith(BPE)

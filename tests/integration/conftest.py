@@ -40,8 +40,8 @@ def tiny_recipe() -> Recipe:
 def run_ranks(processes: ForkServerContext, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """Function that trains on several ranks and gives what each saw, see ranks_run.py.
 
-    `run_ranks(config, world_size, num_workers=0, stopped={rank: step}, timeout_seconds=100)`; a rank that was
-    stopped gives nothing. None may outlast LIMIT_SECONDS.
+    `run_ranks(config, world_size, num_workers=0, stopped={rank: step}, timeout_seconds=100, save_seconds=0)`;
+    a rank that was stopped gives nothing. None may outlast LIMIT_SECONDS.
     """
 
     def run(
@@ -50,6 +50,7 @@ def run_ranks(processes: ForkServerContext, tmp_path: Path) -> Callable[..., lis
         num_workers: int = 0,
         stopped: dict[int, int] | None = None,
         timeout_seconds: int = 100,
+        save_seconds: int = 0,
     ) -> list[dict[str, Any]]:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -64,6 +65,7 @@ def run_ranks(processes: ForkServerContext, tmp_path: Path) -> Callable[..., lis
                 "num_workers": num_workers,
                 "stop_at": (stopped or {}).get(rank),
                 "timeout_seconds": timeout_seconds,
+                "save_seconds": save_seconds,
                 "environment": {
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),

@@ -1,8 +1,9 @@
 """One of several processes that train together; what it saw goes to a file. conftest.py starts them.
 
 Given by name: `environment` of torchrun, `config`, `result_path`, `num_workers` of a DataLoader that this
-rank also reads with, `stop_at`: the step, counted from 0, in which this rank falls silent (None: never), and
-`timeout_seconds`, how long ranks wait for each other.
+rank also reads with, `stop_at`: the step, counted from 0, in which this rank falls silent (None: never),
+`timeout_seconds`: how long ranks wait for each other in a step, and `save_seconds`: how much longer the first
+rank saves.
 """
 
 import json
@@ -11,13 +12,14 @@ import signal
 import time
 from datetime import timedelta
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from dmlm.pipeline.errors import DmlmError
-from dmlm.trainer import distributed, step
+from dmlm.trainer import distributed, loop, step
 from dmlm.trainer.data.dataset import open_training_data
 from dmlm.trainer.data.packing import PackedBatch
 from dmlm.trainer.data.prefetch import Prefetcher
@@ -27,11 +29,12 @@ from dmlm.trainer.loop import train
 
 NUM_SEQUENCES = 40
 
-environment, config, result_path, num_workers, stop_at, timeout_seconds = (
-    globals()[name]
-    for name in ("environment", "config", "result_path", "num_workers", "stop_at", "timeout_seconds")
+NAMES = ("environment", "config", "result_path", "num_workers", "stop_at", "timeout_seconds", "save_seconds")
+environment, config, result_path, num_workers, stop_at, timeout_seconds, save_seconds = (
+    globals()[name] for name in NAMES
 )
 next_step, learning_rate = Prefetcher.next_step, step.learning_rate
+save_checkpoint = loop.save_checkpoint
 keys: list[list[list[str]]] = []
 """Of each step and micro-batch."""
 times = [time.monotonic()]
@@ -51,7 +54,13 @@ def watched_rate(number: int, *arguments: Any) -> float:
     return learning_rate(number, *arguments)
 
 
+def slow_save(*arguments: Any, **more: Any) -> Path:
+    time.sleep(save_seconds)
+    return save_checkpoint(*arguments, **more)
+
+
 Prefetcher.next_step, step.learning_rate = recorded_step, watched_rate  # type: ignore[method-assign, assignment]
+loop.save_checkpoint = slow_save
 os.environ.update(environment)
 distributed.TIMEOUT = timedelta(seconds=timeout_seconds)
 torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.corpus_sampling import SourceShare
 from dmlm.pipeline.errors import ExitCode
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
+from dmlm.pipeline.storage import sha256_file
 
 RATE_HZ = 16_000
 
@@ -99,4 +100,7 @@ def test_every_item_is_accounted_for_and_the_budget_holds(
         "surrogate",
     ]
     assert all(entry.keys() >= {"key", "stage", "error", "reason"} for entry in entries)
+    recordings = {entry["key"]: entry["sha256"] for entry in entries if "sha256" in entry}
+    named = ("nan", "eight-channels", "rate", "surrogate")  # the missing one has no bytes
+    assert recordings == {name: sha256_file(corpus / f"{name}.wav") for name in named}
     verify_dataset(out_dir)

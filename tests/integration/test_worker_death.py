@@ -5,12 +5,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
 
+from dmlm.trainer import distributed
 from dmlm.trainer.config import Recipe, TrainConfig
 from dmlm.trainer.data.dataset import open_training_data
 from dmlm.trainer.data.stream import TokenStream
@@ -45,6 +48,10 @@ def test_a_killed_worker_of_a_loader_is_seen_within_ten_seconds(
     del entries
 
 
+def test_ranks_wait_in_a_step_for_a_minute_at_most() -> None:
+    assert distributed.TIMEOUT <= timedelta(minutes=1)
+
+
 def test_a_rank_that_falls_silent_is_seen_when_the_time_is_up(
     run_ranks: Callable[..., list[dict[str, Any]]], tiny_recipe: Recipe, token_shards: Path, tmp_path: Path
 ) -> None:
@@ -52,3 +59,13 @@ def test_a_rank_that_falls_silent_is_seen_when_the_time_is_up(
     (left,) = run_ranks(config, 2, stopped={1: 1}, timeout_seconds=TIMEOUT_SECONDS)
     assert left["error"].startswith("RankError: rank 0: another rank ended or does not answer")
     assert left["seconds"] < TIMEOUT_SECONDS + 10
+
+
+def test_a_rank_that_saves_for_longer_than_a_step_may_take_is_waited_for(
+    run_ranks: Callable[..., list[dict[str, Any]]], tiny_recipe: Recipe, token_shards: Path, tmp_path: Path
+) -> None:
+    recipe = replace(tiny_recipe, save_every_steps=1)
+    config = TrainConfig(shards=(token_shards,), recipe=recipe, out_dir=tmp_path, device="cpu")
+    results = run_ranks(config, 2, timeout_seconds=TIMEOUT_SECONDS, save_seconds=TIMEOUT_SECONDS + 2)
+    assert [result.get("error") for result in results] == [None, None]
+    assert all(len(result["keys"]) == recipe.num_steps for result in results)

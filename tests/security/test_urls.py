@@ -1,5 +1,10 @@
-"""No shell and no network from data: what is no local folder is refused, and what is read opens neither."""
+"""No shell and no network from data.
 
+A data set is a local folder. Only an option that the user gives may name an address, of two schemes; it is
+mirrored in a local folder first. What is read opens neither a socket nor a process.
+"""
+
+import json
 import os
 import socket
 import subprocess
@@ -11,8 +16,12 @@ import pytest
 
 import dmlm.trainer.loop  # noqa: F401 (imports may start processes, reading may not)
 from dmlm.cli import run
-from dmlm.pipeline.errors import ConfigError, ExitCode
+from dmlm.pipeline.errors import ConfigError, ExitCode, ShardCorruptError
+from dmlm.pipeline.remote import datasets
+from dmlm.pipeline.remote.options import dataset_folder
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, open_shard, verify_dataset
+from dmlm.pipeline.shards.card import parse_dataset_card
+from dmlm.pipeline.storage import encode_json, sha256_json
 
 ADDRESSES = (
     "pipe:touch canary",
@@ -21,9 +30,7 @@ ADDRESSES = (
     "file:///etc/passwd",
     "http://127.0.0.1:9/x-000000.tar",
     "https://127.0.0.1:9/x",
-    "s3://bucket/x",
     "gs://bucket/x",
-    "hf://datasets/x",
     "hub:someone/something",
     "-",
     "|touch canary",
@@ -35,7 +42,18 @@ ADDRESSES = (
     "*.tar",
     "~/x",
     "\\\\127.0.0.1\\share",
+    "s3://bucket/../x",
+    "s3://bucket/*",
+    "s3://bucket/x?versionId=1",
+    "s3://x::http://127.0.0.1:9/x",
+    "hf://",
+    "hf:datasets/x",
+    "S3://bucket/x",
+    "memory://x",
+    "simplecache::s3://bucket/x",
 )
+REACHABLE = ("s3://bucket/x", "hf://datasets/somebody/x")
+"""What may be mirrored, when an option says so."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +76,7 @@ def nothing_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     assert not list((tmp_path / "here").iterdir())
 
 
-@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("address", [*ADDRESSES, *REACHABLE])
 def test_address_is_not_a_data_set(address: str) -> None:
     for read in (load_dataset_card, verify_dataset, lambda path: open_shard(path, "x-000000")):
         with pytest.raises(ConfigError, match="a data set is a local folder"):
@@ -79,3 +97,26 @@ def test_reading_a_data_set_opens_no_socket_and_no_process(dataset: Path) -> Non
     assert verify_dataset(dataset).num_samples == len(list(iter_samples(dataset))) == 3
     shard = open_shard(dataset, load_dataset_card(dataset).shards[0].name)
     assert len(shard.read_tokens(0, "speech")) == 16
+
+
+@pytest.mark.parametrize("address", REACHABLE)
+def test_only_the_fetching_of_an_option_reaches_an_address(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr(datasets, "fetch_dataset", lambda remote, **_: fetched.append(remote.address))
+    assert run(["index", f"--shards={address}"]) == ExitCode.USAGE  # works on tars, so it is not for mirrors
+    assert fetched == []
+    dataset_folder(address)
+    assert fetched == [address]
+
+
+def test_an_address_in_a_card_is_refused(dataset: Path) -> None:
+    card = json.loads((dataset / "dataset.json").read_bytes())
+    for name in ("s3://bucket/x", "hf://datasets/x/y", "/etc/passwd"):
+        for change in ({"files": {name: "0" * 64}}, {"shards": [{**card["shards"][0], "name": name}]}):
+            body = {**card, **change}
+            del body["sha256"]
+            content = encode_json({**body, "sha256": sha256_json(body)})
+            with pytest.raises(ShardCorruptError, match=r"name that dmlm does not give|outside the data set"):
+                parse_dataset_card(content, "somewhere")

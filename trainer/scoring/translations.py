@@ -39,7 +39,8 @@ def score_translations(
     for name, scorer in scorers.items():
         score: Any = scorer.corpus_score(list(hypotheses), streams, n_bootstrap=NUM_RESAMPLES)
         values[name] = float(score.score)
-        intervals[name] = Interval(float(score._mean - score._ci), float(score._mean + score._ci))
+        # Symmetric around the mean of the resamples, so it may lead below any score.
+        intervals[name] = Interval(max(0.0, float(score._mean - score._ci)), float(score._mean + score._ci))
         signatures[name] = str(scorer.get_signature())
     return Scores(num_samples=len(hypotheses), values=values, intervals=intervals, signatures=signatures)
 

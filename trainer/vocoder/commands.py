@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from dmlm.pipeline.commands import announce_default, device_option, resolve_root, root_option, seed_option
+from dmlm.pipeline.remote.folder import RemoteFolder
+from dmlm.pipeline.remote.options import dataset_folder
 from dmlm.trainer.generation_commands import decoding_options, language_option
 
 if TYPE_CHECKING:
@@ -19,10 +21,10 @@ if TYPE_CHECKING:
 @click.option(
     "--shards",
     "shard_dirs",
-    type=click.Path(path_type=Path),
+    type=dataset_folder,
     multiple=True,
     required=True,
-    help="Data set of `tokenize`; may be repeated.",
+    help="Data set of `tokenize`, folder or address; may be repeated.",
 )
 @root_option()
 @click.option("--split", "splits", multiple=True, help="Split or glob; may be repeated.  [default: train*]")
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./vocoder]")
 def train_vocoder(
     shard_dirs: tuple[Path, ...],
-    root: Path | None,
+    root: Path | RemoteFolder | None,
     splits: tuple[str, ...],
     num_steps: int | None,
     seed: int,

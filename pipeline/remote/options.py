@@ -1,0 +1,30 @@
+"""Types of options for a folder that may be at an address: the only way by which an address comes in."""
+
+import os
+import re
+from pathlib import Path
+
+from dmlm.pipeline.remote.folder import RemoteFolder
+
+_LIKE_AN_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def folder(text: str) -> Path | RemoteFolder:
+    """A path, or the folder at an address; raises ConfigError for addresses that dmlm does not read."""
+    return RemoteFolder.of(text, cache_dir()) if _LIKE_AN_ADDRESS.match(text) else Path(text)
+
+
+def dataset_folder(text: str) -> Path:
+    """Folder of a data set; one at an address is mirrored first, see `fetch_dataset`."""
+    place = folder(text)
+    if isinstance(place, Path):
+        return place
+    from dmlm.pipeline.remote.datasets import fetch_dataset
+
+    return fetch_dataset(place)
+
+
+def cache_dir() -> Path:
+    """Where mirrors are: DMLM_CACHE, else `dmlm/remote` in the user's cache folder."""
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("DMLM_CACHE", user_cache / "dmlm" / "remote")).absolute()
