@@ -3,6 +3,7 @@
 Suffixes: F vector, D width, K cluster.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ import numpy.typing as npt
 import torch
 
 MAX_SCORES = 1 << 20
-"""Scores that a thread has at once: 4 MiB stay in the cache between the product and its minima."""
+"""Scores that exist at once: 4 MiB stay in the cache, between the product that makes them and its minima."""
+MAX_SCORES_OF_THREAD = 1 << 18
+"""Scores that each of several threads has at once."""
 MAX_VECTORS = 1 << 14
 """Vectors that are searched, and summed up, at once."""
 
@@ -48,20 +51,25 @@ def search_with_torch(
     |x|² is the same for all centroids, so |c|² - 2xc decides; in float32. On a CPU each thread searches for
     vectors of its own: faster than one product of many threads, and the ids do not depend on how many.
     """
-    squares_K = centroids_KD.square().sum(dim=1)
+    squares_K, own = centroids_KD.square().sum(dim=1), threading.local()
+    num_clusters, on_cpu = len(centroids_KD), not vectors_FD.is_cuda
+    num_rows = max(1, (MAX_SCORES_OF_THREAD if on_cpu else MAX_SCORES) // num_clusters)
 
     def search(part_FD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scores_FK = torch.addmm(squares_K, part_FD, centroids_KD.T, alpha=-2)
+        if not hasattr(own, "scores_FK"):  # kept for the next part: new memory costs as much as the minima
+            own.scores_FK = vectors_FD.new_empty(num_rows, num_clusters)
+        scores_FK = own.scores_FK[: len(part_FD)]
+        torch.addmm(squares_K, part_FD, centroids_KD.T, alpha=-2, out=scores_FK)
         ids_F = find_minima(scores_FK)
         least_F = scores_FK.gather(1, ids_F[:, None])[:, 0]
         return ids_F, (least_F + part_FD.square().sum(dim=1)).clamp_(min=0)
 
-    parts = torch.split(vectors_FD, num_rows_at_once(len(centroids_KD)))
-    if vectors_FD.is_cuda or len(parts) == 1:
-        found = list(map(search, parts))
-    else:
+    parts = torch.split(vectors_FD, num_rows)
+    if on_cpu and len(parts) > 1:
         with _single_threads() as pool:
             found = list(pool.map(search, parts))
+    else:
+        found = list(map(search, parts))
     ids, distances = zip(*found, strict=True)
     return torch.cat(ids), torch.cat(distances)
 
@@ -115,7 +123,7 @@ def _open_gpu() -> Any:
 
 
 def choose_search(device: torch.device | str) -> Search:
-    """FAISS on a GPU if it is built for one; else torch, which is faster than FAISS on a CPU (row B)."""
+    """FAISS on a GPU if it is built for one; else torch, nearly as fast on a CPU (row B)."""
     if torch.device(device).type != "cuda":
         return search_with_torch
     try:

@@ -55,7 +55,7 @@ OPTIONS = {
     "caption": {"--checkpoint", "--language", "--device", *DECODING_OPTIONS},
     "export": {"--checkpoint", "--out"},
     "experiment": set(),  # each experiment has its own
-    "demo": {"--out", "--steps", "--seed"},
+    "demo": {"--out", "--recipe", "--spoken", "--seed"},
 }
 """The options of every command are frozen: adding one is a decision, recorded here."""
 

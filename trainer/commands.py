@@ -81,11 +81,17 @@ def train(
 
 @click.command(short_help="All of it on sample corpora: from nothing to scores of four tasks.")
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), default="runs/demo", show_default=True)
+@click.option("--recipe", default="demo", show_default=True, help="Of training; demo-full takes longer.")
 @click.option(
-    "--steps", "num_steps", type=click.IntRange(min=1), help="Of training.  [default: the recipe's]"
+    "--spoken",
+    "num_spoken",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Held-out sentences to say.",
 )
 @seed_option()
-def demo(out_dir: Path, num_steps: int | None, seed: int) -> None:
+def demo(out_dir: Path, recipe: str, num_spoken: int, seed: int) -> None:
     """Make sample corpora, tokenize them, train one joint model, and score its four tasks.
 
     About twelve minutes on two CPU cores. Run it again with the same --out and it goes on where it was.
@@ -94,4 +100,4 @@ def demo(out_dir: Path, num_steps: int | None, seed: int) -> None:
     """
     from dmlm.trainer.demo import DemoConfig, run_demo
 
-    run_demo(DemoConfig(out_dir=out_dir, num_steps=num_steps, seed=seed))
+    run_demo(DemoConfig(out_dir=out_dir, recipe=recipe, num_spoken=num_spoken, seed=seed))

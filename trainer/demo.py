@@ -63,11 +63,13 @@ class DemoConfig:
     """Folder for everything."""
     seed: int = 0
     """Of everything random."""
+    recipe: str = "demo"
+    """Of training, by name or path."""
     num_steps: int | None = None
     """Of training; None: the recipe's."""
     num_vocoder_steps: int = 150
-    num_spoken: int = 20
-    """Held-out sentences that the model says."""
+    num_spoken: int = 5
+    """Held-out sentences that the model says; a voice takes two seconds for one of speech."""
     limit: int | None = None
     """Utterances or images of each split; None: the full sample."""
 
@@ -151,7 +153,7 @@ def _tokenize(source: str, root: Path, codebook_dir: Path, out_dir: Path) -> Tok
 
 def _train(config: DemoConfig, shard_dirs: tuple[Path, ...]) -> TrainReport:
     out_dir = config.out_dir / "train"
-    recipe = load_recipe("demo", {} if config.num_steps is None else {"num_steps": config.num_steps})
+    recipe = load_recipe(config.recipe, {} if config.num_steps is None else {"num_steps": config.num_steps})
     resume = latest_checkpoint(out_dir) is not None
     return train(
         TrainConfig(shards=shard_dirs, recipe=recipe, out_dir=out_dir, resume=resume, seed=config.seed)

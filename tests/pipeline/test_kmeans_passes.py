@@ -25,7 +25,7 @@ def draw(num_vectors: int, width: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_sums_of_a_pass_equal_slow_ones(search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "MAX_SCORES", 700)
+    monkeypatch.setattr(nearest, "MAX_SCORES_OF_THREAD", 700)
     vectors_FD, centroids_KD = draw(500, 5), draw(7, 5, seed=1)
     rows_F = torch.arange(0, 500, 3)
     found = assign(vectors_FD, centroids_KD, search, rows_F)
@@ -92,7 +92,7 @@ def test_error_is_no_larger_than_of_25_passes_of_faiss() -> None:
 
 
 def test_threads_share_the_vectors_and_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "MAX_SCORES", 700)
+    monkeypatch.setattr(nearest, "MAX_SCORES_OF_THREAD", 700)
     vectors_FD, centroids_KD = draw(2_000, 5), draw(7, 5, seed=1)
     num_threads, found = torch.get_num_threads(), []
     for count in (1, 3):

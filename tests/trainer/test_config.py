@@ -8,7 +8,7 @@ from dmlm.trainer.config import Recipe, load_recipe, recipe_from_json
 MINIMAL = {"name": "x", "num_steps": 3, "mix": [{"task": "asr", "weight": 1}]}
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "ivr"])
+@pytest.mark.parametrize("name", ["demo", "demo-full", "paper", "ivr"])
 def test_packaged_recipes_are_read_and_survive_json(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_recipe_is_said(change: dict[str, object], message:
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"no recipe 'dmeo'.*demo, ivr, paper"):
+    with pytest.raises(ConfigError, match=r"no recipe 'dmeo'.*demo, demo-full, ivr, paper"):
         load_recipe("dmeo")
     with pytest.raises(ConfigError, match=r"no recipe '/nowhere/x.yaml'"):
         load_recipe("/nowhere/x.yaml")
