@@ -29,7 +29,7 @@ $(INSTALLED): setup.cfg pyproject.toml requirements-weights.txt
 demo: $(INSTALLED) ## sample corpora -> codebook -> shards -> one trained model -> scores of four tasks
 	$(BIN)/dmlm-cli demo --out $(OUT)
 
-demo-full: $(INSTALLED) ## the same with three and a half times the training; also learns to speak
+demo-full: $(INSTALLED) ## the same with three times the training
 	$(BIN)/dmlm-cli demo --recipe demo-full --spoken 20 --out $(OUT)-full
 
 # The reference package asks for mypy, pytest and torchvision, which its encoder does not need.
