@@ -11,6 +11,7 @@ from dmlm.trainer.vocoder import waveforms
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_demo_runs_from_nothing_to_scores_of_four_tasks_and_makes_nothing_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
