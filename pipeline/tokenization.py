@@ -129,9 +129,11 @@ def tokenize_share(config: TokenizeConfig, index: int, num_shares: int) -> None:
         mine = dict(islice(plan.tasks.items(), index, None, num_shares))
         finished = find_finished(config.out_dir, mine, config.remote)
         load_published(config.out_dir, list(plan.tasks))
-        for shard in _finish_shards(config, plan, mine, finished, earlier):
-            if config.remote is not None:
+        if config.remote is not None:  # a killed run may have finished some that it did not upload
+            for shard in finished.values():
                 send_shard(config.remote, shard.record.name)
+        for _ in _finish_shards(config, plan, mine, finished, earlier):
+            pass
 
 
 def _tokenize(

@@ -27,6 +27,7 @@ NUM_STREAMS: Final = 8
 """Files on their way at the same time."""
 
 _ADDRESS = re.compile(r"(s3|hf)://[A-Za-z0-9_.@=+-]+(/[A-Za-z0-9_.@=+-]+)*")
+_PACKAGES = {"s3": '"dmlm[s3]"', "hf": "huggingface_hub"}
 _OWN_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
@@ -183,7 +184,7 @@ def _open(scheme: str) -> tuple[Any, tuple[type[Exception], ...]]:
     try:
         files = fsspec.filesystem(scheme, **options)
     except ImportError:
-        raise MissingDependencyError(f'{scheme}:// needs a package: pip install "dmlm[{scheme}]"') from None
+        raise MissingDependencyError(f"{scheme}:// needs a package: pip install {_PACKAGES[scheme]}") from None
     if scheme == "hf":
         from huggingface_hub.errors import HTTPError
 
