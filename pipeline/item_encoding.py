@@ -1,7 +1,7 @@
 """The items of a shard -> samples, and ledger entries for those that are left out or broken."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -35,8 +35,6 @@ from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers import ImageTokenizer, SpeechTokenizer, TextTokenizer
 from dmlm.pipeline.vocabulary import Vocabulary
 
-T = TypeVar("T")
-Raw = TypeVar("Raw")
 Tokenizer = TypeVar("Tokenizer", SpeechTokenizer, ImageTokenizer)
 
 _STAGES: Final = {AudioError: "audio", ImageError: "image"}
@@ -64,8 +62,8 @@ class ItemEncoder:
     text_rule: str
     units: UnitInventory | None = None
     """Of speech that comes as units; then `speech` is None."""
-    decoders: SeparateProcesses | None = None
-    """Where files are decoded; None: here."""
+    decoders: SeparateProcesses = field(default_factory=SeparateProcesses)
+    """Where files are decoded: one that crashes its decoder costs its own samples."""
 
     @property
     def fingerprints(self) -> dict[Modality, dict[str, Any]]:
@@ -113,7 +111,8 @@ class ItemEncoder:
         if not utterances:
             return {}
         tokenizer = require(self.speech, Modality.SPEECH)
-        load = self._load_with(partial(load_utterance, sampling_rate_hz=tokenizer.sampling_rate_hz))
+        decode = partial(load_utterance, sampling_rate_hz=tokenizer.sampling_rate_hz)
+        load = partial(self.decoders.call, decode)
         outcomes = encode_files(utterances, load, tokenizer.encode, AudioError, on_file)
         return {item.key: outcome for item, outcome in zip(utterances, outcomes, strict=True)}
 
@@ -121,12 +120,9 @@ class ItemEncoder:
         if not paths:
             return {}
         tokenizer = require(self.image, Modality.IMAGE)
-        load = self._load_with(load_image)
+        load = partial(self.decoders.call, load_image)
         outcomes = encode_files(paths, load, tokenizer.encode, ImageError, on_file)
         return dict(zip(paths, outcomes, strict=True))
-
-    def _load_with(self, load: Callable[[T], Raw]) -> Callable[[T], Raw]:
-        return load if self.decoders is None else partial(self.decoders.call, load)
 
     def _finish_item(
         self, item: SourceItem, speech: Mapping[str, Outcome], images: Mapping[Path, Outcome]

@@ -1,7 +1,6 @@
 """Calls in processes beside this one: code that crashes there costs the call that it was at.
 
-Decoders of audio and images are native code, and what they read is not ours. They run in threads, which is
-cheap; a worker that died of a signal is started again with its files decoded here.
+Decoders of audio and images are native code, and what they read is not ours.
 """
 
 import signal
@@ -54,6 +53,7 @@ class SeparateProcesses:
 
 
 def _answer_calls(connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks, and who ends this one
     with suppress(EOFError, ConnectionError):  # nobody is there any more
         while True:
             function, argument = connection.recv()

@@ -31,7 +31,6 @@ from dmlm.pipeline.remote.datasets import send_dataset, send_shard
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.reuse import EarlierDataset, open_earlier_dataset
 from dmlm.pipeline.samples import Modality, Sample, SourceItem, TextLine, UnitLine, Utterance
-from dmlm.pipeline.separate_processes import SeparateProcesses
 from dmlm.pipeline.shard_tasks import Recipe, ShardTask, plan_shards, task_sha256
 from dmlm.pipeline.shards import CODEBOOK_NAME, FinishedShard, write_shard
 from dmlm.pipeline.shards.format import FORMAT_VERSION
@@ -76,8 +75,6 @@ class TokenizeConfig:
     device: str = "auto"
     reuse_dir: Path | None = None
     """Data set of the same items to take the tokens from whose tokenizer is the same."""
-    is_wary: bool = False
-    """Decode files in processes of their own: one that crashes its decoder is quarantined."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "samples_per_shard"):
@@ -210,7 +207,6 @@ def plan_tokenization(config: TokenizeConfig, codebook_dir: Path) -> TokenizePla
         text=tokenizers.text,
         text_rule=source.text_rule,
         units=units,
-        decoders=SeparateProcesses() if config.is_wary else None,
     )
     recipe = {
         "format_version": FORMAT_VERSION,

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+CPU_CHUNK_LOGITS: Final = 2**20
+"""Logits at a time: 4 MB in float32, which stay in the cache of a processor (docs/loss.md)."""
 CHUNK_LOGITS: Final = 2**24
-"""Most logits at a time: 64 MB in float32. At this size chunks cost no time (docs/loss.md)."""
+"""The same on other devices: 64 MB in float32. At this size chunks cost no time."""
+MIN_CHUNK_TOKENS: Final = 256
+"""However large the vocabulary: products of fewer rows are slow."""
 
 
 def linear_cross_entropy(
@@ -29,6 +33,12 @@ def linear_cross_entropy(
         hidden_ND, weight_VD, bias_V, targets_N, weights_N, torch.is_grad_enabled()
     )
     return loss, losses_N
+
+
+def chunk_tokens(device_type: str, num_ids: int) -> int:
+    """Tokens that go through at a time, for a vocabulary of `num_ids`."""
+    num_logits = CPU_CHUNK_LOGITS if device_type == "cpu" else CHUNK_LOGITS
+    return max(MIN_CHUNK_TOKENS, num_logits // num_ids)
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses_N = torch.empty(len(hidden_ND), dtype=exact, device=hidden_ND.device)
         with torch.autocast(kind, enabled=False):
             matrix_VD, offsets_V = weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
-            size = max(1, CHUNK_LOGITS // len(weight_VD))
+            size = chunk_tokens(kind, len(weight_VD))
             for start in range(0, len(hidden_ND), size):
                 rows = slice(start, start + size)
                 hidden_CD = hidden_ND[rows].to(dtype)

@@ -184,7 +184,9 @@ def _open(scheme: str) -> tuple[Any, tuple[type[Exception], ...]]:
     try:
         files = fsspec.filesystem(scheme, **options)
     except ImportError:
-        raise MissingDependencyError(f"{scheme}:// needs a package: pip install {_PACKAGES[scheme]}") from None
+        raise MissingDependencyError(
+            f"{scheme}:// needs a package: pip install {_PACKAGES[scheme]}"
+        ) from None
     if scheme == "hf":
         from huggingface_hub.errors import HTTPError
 

@@ -7,7 +7,9 @@ Suffixes: N sample, M member, A array that is read, P page of an array, T token.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -24,27 +26,53 @@ PAGE_BYTES: Final = 4096
 IntArray = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShardTokens:
+    """Where the token arrays of a shard lie: all that is kept of its index, which is larger."""
+
+    name: str
+    path: Path
+    tar: memoryview
+    num_ids_M: tuple[int, ...]
+    """Ids that each member may have."""
+    starts_NM: IntArray
+    """First byte of each array."""
+    counts_NM: npt.NDArray[np.int32]
+    """Tokens of each array; -1 where there is none."""
+
+    @classmethod
+    def of(cls, shard: ShardReader, num_samples: int) -> "ShardTokens":
+        """Of the first `num_samples`.
+
+        Raises:
+            ShardCorruptError: The index points where no array can lie.
+        """
+        starts_NM, counts_NM = _places_of(shard, num_samples)
+        return cls(
+            name=shard.name,
+            path=shard.tar_path,
+            tar=shard.tar,
+            num_ids_M=tuple(shard.num_ids[name] for name in TOKEN_MEMBERS),
+            starts_NM=starts_NM,
+            counts_NM=counts_NM,
+        )
+
+
 class TokenTable:
     """The token arrays of several shards; samples are numbered through.
 
     An array is named by its place: `NUM_MEMBERS * sample + TOKEN_MEMBERS.index(member)`.
     """
 
-    def __init__(self, shards: Sequence[ShardReader], num_samples: Sequence[int]) -> None:
-        """Takes the first `num_samples` of each shard.
-
-        Raises:
-            ShardCorruptError: An index points where no array can lie.
-        """
+    def __init__(self, shards: Sequence[ShardTokens]) -> None:
         self._names = [shard.name for shard in shards]
-        self._paths = [shard.tar_path for shard in shards]
+        self._paths = [shard.path for shard in shards]
         self._tars = [shard.tar for shard in shards]
-        self._num_samples = num_samples
-        parts = [_places_of(shard, n) for shard, n in zip(shards, num_samples, strict=True)]
-        self._starts = np.concatenate([starts_NM.ravel() for starts_NM, _ in parts])
-        self._counts = np.concatenate([counts_NM.ravel() for _, counts_NM in parts])
-        self._num_ids = np.array([[shard.num_ids[name] for name in TOKEN_MEMBERS] for shard in shards])
-        self._shard_N = np.repeat(np.arange(len(shards), dtype=np.int32), num_samples)
+        self._num_samples = [len(shard.counts_NM) for shard in shards]
+        self._starts = np.concatenate([shard.starts_NM.ravel() for shard in shards])
+        self._counts = np.concatenate([shard.counts_NM.ravel() for shard in shards])
+        self._num_ids = np.array([shard.num_ids_M for shard in shards])
+        self._shard_N = np.repeat(np.arange(len(shards), dtype=np.int32), self._num_samples)
 
     def __getstate__(self) -> dict[str, Any]:
         """For a loader's worker that is not forked: it maps the tars itself."""

@@ -56,12 +56,18 @@ def tokenize_crashing(corpus: Path, tmp_path: Path) -> Callable[..., subprocess.
     return run
 
 
+SHARE = ("--task-index", "0", "--num-tasks", "1")
+
+
+@pytest.mark.parametrize("runs", [[()], [("--workers", "2")], [SHARE, ()]], ids=["alone", "workers", "array"])
 def test_the_picture_that_crashes_its_decoder_is_quarantined_and_the_run_goes_on(
-    tokenize_crashing: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    tokenize_crashing: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    runs: list[tuple[str, ...]],
 ) -> None:
-    result = tokenize_crashing("--workers", "2")
-    assert result.returncode == 0, result.stderr
-    assert "crashed (SIGSEGV); going on" in result.stderr
+    for options in runs:
+        result = tokenize_crashing(*options)
+        assert result.returncode == 0, result.stderr
     entries = [json.loads(line) for line in (tmp_path / "out" / "ledger.jsonl").read_text().splitlines()]
     crashed = [entry for entry in entries if "SIGSEGV" in entry["reason"]]
     assert [(entry["key"], entry["stage"], entry["error"]) for entry in crashed] == [

@@ -14,7 +14,7 @@ from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import open_shard, write_shard
 from dmlm.pipeline.shards.format import TOKEN_MEMBERS, encode_npy
 from dmlm.pipeline.shards.index import build_index, read_index, write_index
-from dmlm.pipeline.shards.token_table import TokenTable
+from dmlm.pipeline.shards.token_table import ShardTokens, TokenTable
 from dmlm.pipeline.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(num_text=400, num_speech=16, num_image=64, bos_id=0, eos_id=0)
@@ -32,7 +32,7 @@ def open_table(directory: Path, *shards: list[Sample]) -> TokenTable:
         name = f"x-{number:06d}"
         write_shard(directory, name, samples, VOCABULARY, task_sha256="t", num_in=len(samples))
         readers.append(open_shard(directory, name, columns=["key"]))
-    return TokenTable(readers, list(map(len, readers)))
+    return TokenTable([ShardTokens.of(reader, len(reader)) for reader in readers])
 
 
 @given(rows=st.lists(st.integers(0, 8), max_size=20), member=st.sampled_from(TOKEN_MEMBERS))
@@ -65,7 +65,7 @@ def test_an_id_out_of_range_is_found_among_many_arrays(member: str, bad: int, tm
     with (tmp_path / "x-000000.tar").open("r+b") as tar:
         tar.seek(offset)
         tar.write(np.int32(bad).tobytes())
-    table = TokenTable([open_shard(tmp_path, "x-000000")], [12])
+    table = TokenTable([ShardTokens.of(open_shard(tmp_path, "x-000000"), 12)])
     if 0 <= bad < stop:
         assert table.read(np.arange(12), member)[0][15] == bad
         return
@@ -90,7 +90,7 @@ def test_any_other_header_is_refused(old: bytes, new: bytes, tmp_path: Path) -> 
     open_table(tmp_path, [sample("a", speech=(1,)), sample("b", text=(1, 2, 3))])
     header = encode_npy(np.array([1, 2, 3], np.int32))[:128]
     corrupt(tmp_path / "x-000000.tar", header, header.replace(old, new))
-    table = TokenTable([open_shard(tmp_path, "x-000000")], [2])
+    table = TokenTable([ShardTokens.of(open_shard(tmp_path, "x-000000"), 2)])
     with pytest.raises(ShardCorruptError, match="row 1: text: not an npy array"):
         table.read(np.array([1]), "text")
     assert table.read(np.array([0]), "speech")[0].tolist() == [1]
@@ -121,7 +121,7 @@ def test_an_index_that_points_outside_is_refused_when_it_is_opened(
     rows[1][column] = value
     write_index(tmp_path / "x-000000.parquet", build_index(rows), footer)
     with pytest.raises(ShardCorruptError, match=r"x-000000.parquet: row 1: points where no array can lie"):
-        TokenTable([open_shard(tmp_path, "x-000000")], [2])
+        ShardTokens.of(open_shard(tmp_path, "x-000000"), 2)
 
 
 def test_only_the_columns_wanted_are_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from dmlm.trainer import linear_cross_entropy as linear_cross_entropy_module
 from dmlm.trainer.config import LossConfig
 from dmlm.trainer.data.packing import PackedBatch, pack_sequences
 from dmlm.trainer.data.tasks import MODALITIES, TASKS, TaskSequence
-from dmlm.trainer.linear_cross_entropy import linear_cross_entropy
+from dmlm.trainer.linear_cross_entropy import chunk_tokens, linear_cross_entropy
 from dmlm.trainer.loss import count_loss_tokens, sum_by_task, token_weights
 
 NUM_IDS = 11
@@ -185,8 +185,8 @@ def assert_close(case: Case, dtype: torch.dtype, tolerance: float) -> None:
 
 @pytest.fixture(params=[1, 7, 10**6])
 def tokens_per_chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """At most so many tokens at a time, of a vocabulary of 50."""
-    monkeypatch.setattr(linear_cross_entropy_module, "CHUNK_LOGITS", 50 * request.param)
+    """At most so many tokens at a time."""
+    monkeypatch.setattr(linear_cross_entropy_module, "chunk_tokens", lambda *_: request.param)
     return request.param
 
 
@@ -217,10 +217,16 @@ def test_no_more_logits_exist_at_once_than_fit_a_chunk(monkeypatch: pytest.Monke
         sizes.append(linear(*tensors).numel())
         return linear(*tensors)
 
-    monkeypatch.setattr(linear_cross_entropy_module, "CHUNK_LOGITS", 240)
+    monkeypatch.setattr(linear_cross_entropy_module, "chunk_tokens", lambda *_: 4)
     monkeypatch.setattr(torch.nn.functional, "linear", measure)
     Case(29).chunked(torch.float32)
     assert sizes == [200] * 7 + [50]
+
+
+def test_a_chunk_stays_in_the_cache_of_a_processor_unless_that_leaves_few_tokens() -> None:
+    assert chunk_tokens("cpu", 2048) == 512
+    assert chunk_tokens("cuda", 2048) == 8192
+    assert chunk_tokens("cpu", 68_000) == 256
 
 
 def test_no_token_gives_zero_and_a_gradient_of_zeros() -> None:

@@ -18,7 +18,7 @@ from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards import DatasetCard, load_dataset_card, open_shard
 from dmlm.pipeline.shards.card import CODEBOOK_NAME
 from dmlm.pipeline.shards.format import TOKEN_MEMBERS
-from dmlm.pipeline.shards.token_table import TokenTable
+from dmlm.pipeline.shards.token_table import ShardTokens, TokenTable
 from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.vocabulary import Vocabulary
@@ -84,20 +84,22 @@ def open_training_data(directories: Sequence[Path], limit: int | None = None) ->
         raise ConfigError("no shards: give --shards DIR")
     cards = [load_dataset_card(directory) for directory in directories]
     owners = _owners(directories, cards)
-    shards, tables, files = [], [], []
+    shards, tables, files = [], [], []  # the readers are let go of: they hold more than is wanted here
     for directory, card in zip(directories, cards, strict=True):
         num_left = sys.maxsize if limit is None else limit
         for record in card.shards:
             if num_left > 0:
-                shards.append(open_shard(directory, record.name, COLUMNS))
-                tables.append(shards[-1].index.slice(0, num_left).replace_schema_metadata(None))
-                files.append(ShardFile(path=directory / f"{record.name}.tar", sha256=record.tar_sha256))
-                num_left -= len(tables[-1])
+                shard = open_shard(directory, record.name, COLUMNS)
+                index = shard.index.select(COLUMNS).slice(0, num_left).replace_schema_metadata(None)
+                shards.append(ShardTokens.of(shard, len(index)))
+                tables.append(index)
+                files.append(ShardFile(path=shard.tar_path, sha256=record.tar_sha256))
+                num_left -= len(index)
     if not tables:
         raise ConfigError(f"no samples in {', '.join(map(str, directories))}")
     return TrainingData(
-        index=pa.concat_tables(tables).select(COLUMNS),
-        tokens=TokenTable(shards, list(map(len, tables))),
+        index=pa.concat_tables(tables),
+        tokens=TokenTable(shards),
         files=tuple(files),
         vocabulary=_merge_vocabularies([card.vocabulary for card in cards]),
         fingerprints={modality: cards[owner].fingerprints[modality] for modality, owner in owners.items()},

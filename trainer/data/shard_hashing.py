@@ -6,6 +6,7 @@ folder, so that a resumed run hashes only what has changed since.
 """
 
 import json
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,8 @@ from dmlm.pipeline.storage import sha256_file, write_json
 from dmlm.trainer.data.dataset import ShardFile
 
 MEMORY_NAME: Final = "hashed_shards.json"
+SAVE_SECONDS: Final = 60.0
+"""Between two times that what was hashed is written: with 300,000 shards that takes a second."""
 
 
 class ShardHasher:
@@ -29,6 +32,7 @@ class ShardHasher:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dmlm-hash")
         unknown = [file for file in files if _describe(file) not in self._known]
         self._waiting: deque[Future[str]] = deque(self._thread.submit(_hash, file) for file in unknown)
+        self._is_saved, self._next_save = True, 0.0
 
     def check(self) -> None:
         """Looks at what has been hashed since the last call; never waits.
@@ -36,16 +40,21 @@ class ShardHasher:
         Raises:
             ShardCorruptError: The bytes of a shard are not those that its card vouches for.
         """
-        found = set()
         while self._waiting and self._waiting[0].done():
-            found.add(self._waiting.popleft().result())
-        if found:
-            self._known |= found
-            write_json(self._memory_path, sorted(self._known))
+            self._known.add(self._waiting.popleft().result())
+            self._is_saved = False
+        if time.monotonic() >= self._next_save:
+            self._save()
 
     def close(self) -> None:
         """Ends the thread behind the shard that it is at; the rest is for the next run."""
         self._thread.shutdown(cancel_futures=True)
+        self._save()
+
+    def _save(self) -> None:
+        if not self._is_saved:
+            write_json(self._memory_path, sorted(self._known))
+            self._is_saved, self._next_save = True, time.monotonic() + SAVE_SECONDS
 
 
 def _hash(file: ShardFile) -> str:
