@@ -86,7 +86,7 @@ def train(
     "--spoken",
     "num_spoken",
     type=click.IntRange(min=1),
-    default=5,
+    default=3,
     show_default=True,
     help="Held-out sentences to say.",
 )

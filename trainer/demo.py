@@ -68,7 +68,7 @@ class DemoConfig:
     num_steps: int | None = None
     """Of training; None: the recipe's."""
     num_vocoder_steps: int = 150
-    num_spoken: int = 5
+    num_spoken: int = 3
     """Held-out sentences that the model says; a voice takes two seconds for one of speech."""
     limit: int | None = None
     """Utterances or images of each split; None: the full sample."""

@@ -1,7 +1,6 @@
 """Captioned pictures in COCO 2017's layout: train2017/, val2017/ and annotations/captions_*2017.json."""
 
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,22 +63,10 @@ def _draw_shape(draw: "ImageDraw", shape: DrawnShape, centre: Point, radius: flo
         draw.polygon([(x + radius * dx, y + radius * dy) for dx, dy in OUTLINES[shape.shape]], fill=colour)
 
 
-def _star(num_points: int, inner_radius: float) -> tuple[Point, ...]:
-    """Corners on a unit circle, every second one moved in, the first at the top."""
-    corners = []
-    for index in range(2 * num_points):
-        angle = math.pi * index / num_points - math.pi / 2
-        radius = 1.0 if index % 2 == 0 else inner_radius
-        corners.append((radius * math.cos(angle), radius * math.sin(angle)))
-    return tuple(corners)
-
-
 _ARM = 0.33
 OUTLINES: dict[str, tuple[Point, ...]] = {
     "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
     "triangle": ((0, -0.95), (0.95, 0.8), (-0.95, 0.8)),
-    "star": _star(5, 0.42),
-    "diamond": ((0, -1), (0.7, 0), (0, 1), (-0.7, 0)),
     "cross": (
         *((-_ARM, -1), (_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM)),
         *((_ARM, 1), (-_ARM, 1), (-_ARM, _ARM), (-1, _ARM), (-1, -_ARM), (-_ARM, -_ARM)),

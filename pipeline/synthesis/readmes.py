@@ -33,7 +33,7 @@ pitches that stand for speakers. No sentence of dev or test occurs in train.
 """,
     "coco": """\
 The layout is that of COCO 2017; the images are drawn shapes, captioned by the program that drew them. No
-combination of coloured shapes in val2017 occurs in train2017.
+picture of train2017 shows the shapes of one of val2017 on the same ground.
 """,
 }
 TEXT_CORPUS = f"""\

@@ -1,7 +1,7 @@
 """All texts of a sample, drawn before anything is spoken or drawn.
 
-Held-out texts are drawn first and every text is used only once in the whole sample, so that no held-out
-sentence, translation or caption occurs in any training part of any corpus.
+Held-out texts are drawn first and none is drawn again, so that no held-out sentence, translation or caption
+occurs in any training part of any corpus.
 """
 
 import re
@@ -120,7 +120,7 @@ def normalise(text: str) -> str:
 
 
 class _UniqueTexts:
-    """Draws texts and never one twice, however often it is asked."""
+    """Draws texts, and none that was drawn before, however often it is asked."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -151,7 +151,7 @@ class _UniqueTexts:
         return self._draw(count, lambda: make_translation(rng), lambda item: [item.english, item.italian])
 
     def scenes(
-        self, split: str, count: int, without: frozenset[tuple[tuple[str, str], ...]] = frozenset()
+        self, split: str, count: int, without: frozenset[tuple[str, ...]] = frozenset()
     ) -> tuple[Scene, ...]:
         rng = self._generator("scenes", split)
 
@@ -160,18 +160,25 @@ class _UniqueTexts:
                 pass
             return scene
 
-        return self._draw(count, make, lambda scene: scene.captions)
+        # Scenes may look alike in training: there are not so many.
+        return self._draw(count, make, lambda scene: scene.captions, may_recur=split == "train")
 
     def _draw(
-        self, count: int, make: Callable[[], Item], texts_of: Callable[[Item], list[str] | tuple[str, ...]]
+        self,
+        count: int,
+        make: Callable[[], Item],
+        texts_of: Callable[[Item], list[str] | tuple[str, ...]],
+        *,
+        may_recur: bool = False,
     ) -> tuple[Item, ...]:
         items: list[Item] = []
         while len(items) < count:
             item = make()
             texts = {normalise(text) for text in texts_of(item)}
             if self._taken.isdisjoint(texts):
-                self._taken |= texts
                 items.append(item)
+                if not may_recur:
+                    self._taken |= texts
         return tuple(items)
 
     def _generator(self, *names: str) -> np.random.Generator:

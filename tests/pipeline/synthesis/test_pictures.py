@@ -43,7 +43,7 @@ def test_shapes_look_different() -> None:
 
 def test_a_small_shape_is_smaller() -> None:
     small, large = (
-        len(where_is(draw(DrawnShape(size, "red", "star")), "red")) for size in ("small", "large")
+        len(where_is(draw(DrawnShape(size, "red", "cross")), "red")) for size in ("small", "large")
     )
     assert small < 0.6 * large
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -26,8 +27,9 @@ def test_held_out_texts_never_occur_in_training(texts: SampleTexts) -> None:
     assert train.isdisjoint(normalise(text) for text in held_out(texts))
 
 
-def test_every_text_occurs_once_apart_from_short_strings_in_training(texts: SampleTexts) -> None:
-    everything = [normalise(text) for text in texts.train.all_texts() + held_out(texts)]
+def test_every_text_occurs_once_apart_from_short_strings_and_captions_in_training(texts: SampleTexts) -> None:
+    train = replace(texts.train, scenes=())
+    everything = [normalise(text) for text in train.all_texts() + held_out(texts)]
     counts = Counter(text for text in everything if len(text.split()) > 3)
     assert set(counts.values()) == {1}
 
@@ -53,7 +55,7 @@ def test_one_italian_sentence_has_one_translation(texts: SampleTexts) -> None:
     assert len({pair.italian for pair in pairs}) == len({pair.english for pair in pairs}) == len(pairs)
 
 
-def test_held_out_combinations_of_shapes_are_not_drawn_for_training(texts: SampleTexts) -> None:
+def test_held_out_scenes_are_not_drawn_for_training(texts: SampleTexts) -> None:
     train = {scene.combination for scene in texts.train.scenes}
     assert train.isdisjoint(scene.combination for scene in texts.test.scenes)
 
