@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 import time
+from concurrent.futures import wait
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from dmlm.pipeline.errors import ShardCorruptError
 from dmlm.trainer.config import TrainConfig, recipe_from_json
-from dmlm.trainer.data.dataset import TrainingData, open_training_data
+from dmlm.trainer.data import shard_hashing
+from dmlm.trainer.data.dataset import ShardFile, TrainingData, open_training_data
 from dmlm.trainer.data.shard_hashing import MEMORY_NAME, ShardHasher
 from dmlm.trainer.loop import train
 
@@ -48,6 +51,30 @@ def test_whole_shards_are_remembered_and_not_hashed_again(shards: Path, tmp_path
     with closing(ShardHasher(open_data(shards).files, tmp_path)) as hasher:
         assert not hasher._waiting
     assert str(tmp_path) not in (tmp_path / MEMORY_NAME).read_text()
+
+
+def test_what_was_hashed_is_written_once_a_minute_and_at_the_end(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, first_is_written, hash_file = open_data(shards).files, Event(), shard_hashing._hash
+
+    def hash_in_turn(file: ShardFile) -> str:
+        assert file == files[0] or first_is_written.wait(20)
+        return hash_file(file)
+
+    def num_remembered() -> int:
+        return len(json.loads((tmp_path / MEMORY_NAME).read_bytes()))
+
+    monkeypatch.setattr(shard_hashing, "_hash", hash_in_turn)
+    with closing(ShardHasher(files, tmp_path)) as hasher:
+        wait([hasher._waiting[0]], timeout=20)
+        hasher.check()
+        first_is_written.set()
+        wait(hasher._waiting, timeout=20)
+        hasher.check()
+        assert not hasher._waiting
+        assert num_remembered() == 1
+    assert num_remembered() == len(files) == 2
 
 
 def test_a_flipped_bit_that_only_the_hash_shows_is_found(shards: Path, tmp_path: Path) -> None:
