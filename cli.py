@@ -54,13 +54,13 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="dmlm-cli")
 def group() -> None:
-    r"""Speech, image and text corpora to discrete tokens, and one language model trained on them.
+    """Speech, image and text corpora to discrete tokens, and one language model trained on them.
 
     \b
     Try it without any data:   dmlm-cli demo --out runs/demo
     On your own corpora:       dmlm-cli tokenize --source librispeech --root /data
                                dmlm-cli train --shards shards/librispeech
-    """
+    """  # noqa: D301
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

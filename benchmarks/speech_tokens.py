@@ -7,7 +7,8 @@ the units of the window mode `exact`. `share beyond encoder` is the part of dmlm
 audio does not account for: 0 when decoding and writing hide behind it. The share of bare sgemm counts the
 operations of true frames in convolutions, projections and attention.
 
-    python benchmarks/speech_tokens.py [--data librispeech,ami] [--limit 50] [--rounds 5] [--clusters 500]
+    python benchmarks/speech_tokens.py [--data librispeech,ami,ami-all] [--limit 50] [--rounds 5]
+                                       [--clusters 500]
 """
 
 import argparse
