@@ -16,7 +16,7 @@ from dmlm.pipeline.samples import Pixels, TokenArray, Waveform
 T = TypeVar("T")
 Raw = TypeVar("Raw", Waveform, Pixels)
 
-NUM_LOADERS: Final = min(8, os.cpu_count() or 1)
+NUM_LOADERS: Final = min(8, len(os.sched_getaffinity(0)))
 MAX_LOADED_AHEAD: Final = 2 * NUM_LOADERS
 
 
@@ -79,10 +79,13 @@ def load_ahead(
             return error_type(f"{type(error).__name__}: {error}")
 
     pending: deque[Future[Raw | SampleError]] = deque()
-    with ThreadPoolExecutor(NUM_LOADERS) as pool:
+    pool = ThreadPoolExecutor(NUM_LOADERS)
+    try:
         for item in items:
             pending.append(pool.submit(load_or_error, item))
             if len(pending) > MAX_LOADED_AHEAD:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -66,7 +66,7 @@ def claim_remote(remote: RemoteFolder, recipe: Recipe) -> None:
     try:
         _check_same_recipe(remote.address, _parse_recipe(remote.read(RUN_NAME), remote.address), recipe)
     except MissingFileError:
-        if remote.list_files():
+        if remote.list_files().keys() - {RUN_NAME}:  # another share may have written it since
             raise ConfigError(
                 f"{remote.address} is not empty and has no {RUN_NAME} of `tokenize`; choose another --out"
             ) from None

@@ -7,7 +7,13 @@ import signal
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
+from threading import Lock
+from typing import Any, Final
+
+from dmlm.pipeline.errors import ConfigError
+
+MAX_SECONDS: Final = 600.0
+"""Of one call: a decoder that takes longer hangs."""
 
 
 class CrashError(RuntimeError):
@@ -22,48 +28,74 @@ class SeparateProcesses:
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload(["dmlm.pipeline.audio", "soundfile", "soxr", "PIL.ImageOps"])
         self._idle: list[tuple[Any, Connection]] = []
+        # multiprocessing looks after all children whenever one starts or ends; not in two threads at once.
+        self._children = Lock()
 
     def call(self, function: Any, argument: Any) -> Any:
         """What `function(argument)` gives, or raises, in another process; any thread may ask.
 
         Raises:
             CrashError: The process ended without an answer.
+            TimeoutError: It gave none within MAX_SECONDS, and was ended.
+            ConfigError: No process can be started here.
         """
         try:
-            process, connection = self._idle.pop()
+            used = self._idle.pop()
         except IndexError:
-            process, connection = self._start()
-        connection.send((function, argument))
+            return self._ask(self._start(), function, argument)
+        with suppress(CrashError):  # it may have been ended, or been damaged by a call before this one
+            return self._ask(used, function, argument)
+        return self._ask(self._start(), function, argument)
+
+    def _ask(self, worker: tuple[Any, Connection], function: Any, argument: Any) -> Any:
+        process, connection = worker
         try:
+            connection.send((function, argument))
+            if not connection.poll(MAX_SECONDS):
+                process.kill()
+                raise TimeoutError(f"no answer within {MAX_SECONDS:.0f} seconds")
             answer = connection.recv()
         except (EOFError, ConnectionError):
-            process.join()
-            raise CrashError(f"ended its process by {name_end(process.exitcode)}") from None
-        self._idle.append((process, connection))
+            with self._children:
+                process.join()
+            raise CrashError(f"ended its process by {_name_end(process.exitcode)}") from None
+        self._idle.append(worker)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def _start(self) -> tuple[Any, Connection]:
-        here, there = self._context.Pipe()
-        process = self._context.Process(target=_answer_calls, args=(there,), daemon=True)
-        process.start()
-        there.close()
+        try:
+            here, there = self._context.Pipe()
+            process = self._context.Process(target=_answer_calls, args=(there,), daemon=True)
+            with self._children:
+                process.start()
+            there.close()
+            here.recv()  # it is up
+        except (OSError, EOFError, AssertionError, RuntimeError) as error:
+            raise ConfigError(
+                f"no process to decode files in can be started: {error or type(error).__name__}; a script of "
+                'your own needs `if __name__ == "__main__":` around its calls'
+            ) from error
         return process, here
 
 
 def _answer_calls(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks, and who ends this one
     with suppress(EOFError, ConnectionError):  # nobody is there any more
+        connection.send(None)
         while True:
-            function, argument = connection.recv()
-            try:
-                answer = function(argument)
-            except Exception as error:
-                answer = error
-            connection.send(answer)
+            connection.send(_outcome(*connection.recv()))  # nothing of a call is kept
 
 
-def name_end(code: int | None) -> str:
+def _outcome(function: Any, argument: Any) -> Any:
+    try:
+        return function(argument)
+    except Exception as error:
+        return error.with_traceback(None)
+
+
+def _name_end(code: int | None) -> str:
     """What ended a process of exit code `code`, in words."""
-    return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+    names = {-number.value: number.name for number in signal.Signals}
+    return names.get(code, f"exit code {code}") if code is not None else "exit code unknown"

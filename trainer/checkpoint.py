@@ -12,6 +12,7 @@ A checkpoint is written under another name, synced, renamed, and only then vouch
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ DONE_NAME: Final = "DONE"
 OPTIMIZER_PATH: Final = "trainer_state/optimizer.safetensors"
 STREAM_PATH: Final = "trainer_state/stream.json"
 
+_NAME = re.compile(r"checkpoint-\d+")
 _logger = logging.getLogger(__name__)
 
 
@@ -244,8 +246,13 @@ def _sync_tree(directory: Path) -> None:
 
 def _finished_checkpoints(run_dir: Path) -> list[Path]:
     """Checkpoints with a DONE, newest first."""
-    paths = [path.parent for path in run_dir.glob(f"checkpoint-*/{DONE_NAME}")]
+    paths = [path for path in _checkpoints(run_dir) if (path / DONE_NAME).is_file()]
     return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    """Those that training wrote, not what somebody else put beside them."""
+    return [path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
 
 
 def _find_damage(path: Path) -> str | None:
@@ -271,7 +278,7 @@ def _remove_old(run_dir: Path) -> None:
     best = run_dir / BEST_NAME
     if best.is_symlink():
         kept.add(best.readlink().name)
-    for path in run_dir.glob("checkpoint-*"):
+    for path in _checkpoints(run_dir):
         if path.name not in kept:
             _remove(path)
     for path in run_dir.glob(".checkpoint-*.tmp"):  # of a save that was killed

@@ -7,6 +7,7 @@
 No trainer state and no pickle; the weights are copied as they are.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -63,10 +64,8 @@ def _check_ids(checkpoint: Checkpoint) -> None:
 
 
 def _write_files(checkpoint: Checkpoint, directory: Path) -> None:
-    names = [
-        path.relative_to(checkpoint.path) for path in sorted(checkpoint.path.rglob("*")) if path.is_file()
-    ]
-    for name in names:
+    # Those that training wrote: a report of `evaluate` beside them holds paths.
+    for name in map(Path, json.loads((checkpoint.path / DONE_NAME).read_bytes())):
         if name.suffix in _SUFFIXES and _STATE_DIR not in name.parts:
             with (checkpoint.path / name).open("rb") as source, atomic_writer(directory / name) as file:
                 shutil.copyfileobj(source, file)

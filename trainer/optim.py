@@ -53,7 +53,7 @@ def update(optimizer: torch.optim.AdamW, rate: float) -> None:
 def optimizer_tensors(model: "PreTrainedModel", optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     """State of the optimizer, by the name of its parameter; every rank has to ask for it."""
     return {
-        f"{name}.{part}": whole_tensor(optimizer.state[parameter][part])
+        f"{name}.{part}": whole_tensor(optimizer.state[parameter][part]).cpu()
         for name, parameter in model.named_parameters()
         for part in _STATE_NAMES
     }

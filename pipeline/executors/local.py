@@ -1,8 +1,10 @@
 """Shares in processes of this machine; with several GPUs one worker each."""
 
+import os
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from threading import Thread
 from typing import Any
 
 from dmlm.pipeline.errors import DmlmError, RankError
@@ -25,8 +27,9 @@ def run_locally(config: TokenizeConfig, num_workers: int) -> None:
         for index in range(num_workers):
             receiver, sender = context.Pipe(duplex=False)
             arguments = (sender, _on_own_gpu(config, index), index, num_workers)
-            workers[receiver] = context.Process(target=_run_share, args=arguments, name=f"worker {index}")
-            workers[receiver].start()
+            process = context.Process(target=_run_share, args=arguments, name=f"worker {index}")
+            process.start()
+            workers[receiver] = process
             sender.close()
         running = dict(workers)
         while running:
@@ -41,12 +44,19 @@ def run_locally(config: TokenizeConfig, num_workers: int) -> None:
 def _run_share(sender: Connection, config: TokenizeConfig, index: int, num_shares: int) -> None:
     import torch
 
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // num_shares))
     try:
         tokenize_share(config, index, num_shares)
         sender.send(None)
     except (DmlmError, OSError) as error:
         sender.send(error)
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        wait([parent.sentinel])
+        os._exit(1)  # a parent that was killed could not end this one
 
 
 def _check_outcome(receiver: Any, process: Any) -> None:

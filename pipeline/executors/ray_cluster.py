@@ -4,10 +4,13 @@ Ray starts the tasks of a lost machine again on another one; what was finished i
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from dmlm.pipeline.errors import MissingDependencyError, RankError
+from dmlm.pipeline.sources.hf import HUB
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize_share
+from dmlm.pipeline.tokenizers.pretrained import absolute_name
 
 MAX_RETRIES: Final = 10
 """How often a task may lose its machine."""
@@ -43,9 +46,17 @@ def run_on_ray(config: TokenizeConfig, num_shares: int | None, address: str) -> 
 
 def _absolute(config: TokenizeConfig) -> TokenizeConfig:
     """The same paths, for machines that are in another folder."""
+    speech, image, text = config.choice.speech, config.choice.image, config.choice.text
+    choice = replace(
+        config.choice,
+        speech=speech and absolute_name(speech),
+        image=image and absolute_name(image),
+        text=str(Path(text).resolve()) if text and Path(text).is_dir() else text,
+    )
     return replace(
         config,
-        root=config.root.resolve(),
+        choice=choice,
+        root=config.root if str(config.root).startswith(HUB) else config.root.resolve(),
         codebook_dir=config.codebook_dir and config.codebook_dir.resolve(),
         out_dir=config.out_dir.resolve(),
         reuse_dir=config.reuse_dir and config.reuse_dir.resolve(),

@@ -17,13 +17,13 @@ from dmlm.pipeline.samples import SourceItem
 from dmlm.pipeline.sources import jsonl
 from dmlm.pipeline.sources.interface import SourceOptions, to_key
 from dmlm.pipeline.sources.lines import Line, iter_lines
-from dmlm.pipeline.storage import atomic_writer, sha256_json
+from dmlm.pipeline.storage import atomic_writer, sha256_json, write_bytes
 from dmlm.pipeline.suggestions import did_you_mean
 
 EXPECTED = "*.parquet, *.arrow or a folder of save_to_disk, or --root hub:ORG/NAME,"
 NAME = "hf"
 
-_HUB = "hub:"
+HUB = "hub:"
 _SAVED = ("dataset_dict.json", "state.json")
 _PATTERNS = ("**/*.parquet", "**/*.arrow", "**/metadata.csv", "**/metadata.jsonl")
 _MEDIA = {"audio", "image"}
@@ -73,7 +73,7 @@ def _copy_rows(corpus_dir: Path, split: str, options: SourceOptions, list_path: 
     columns = _choose_columns(rows.features or rows._resolve_features().features, options)
     files_dir = list_path.with_suffix("")
     files_dir.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(list_path) as file:
+    with atomic_writer(list_path, is_shared=True) as file:
         for number, row in enumerate(rows, start=1):
             values = {field: row[column] for field, column in columns.items() if row[column] is not None}
             record = _to_record(values, split, number, files_dir)
@@ -106,7 +106,8 @@ def _keep_file(media: Any, stem: Path) -> Any:
         return name
     suffix = Path(name).suffix
     path = stem.with_suffix(suffix if _SUFFIX.fullmatch(suffix) else "")
-    path.write_bytes(media["bytes"])
+    if not path.is_file() or path.stat().st_size != len(media["bytes"]):  # others may be reading it
+        write_bytes(path, media["bytes"], is_shared=True)
     return str(path)
 
 
@@ -147,7 +148,7 @@ def _open(corpus_dir: Path) -> Mapping[str, Any]:
     """Streams of rows by split."""
     import datasets
 
-    name, _, config = str(corpus_dir).removeprefix(_HUB).partition(":")
+    name, _, config = str(corpus_dir).removeprefix(HUB).partition(":")
     try:
         if _is_hub_name(corpus_dir):
             return dict(datasets.load_dataset(name, config or None, streaming=True))
@@ -162,7 +163,7 @@ def _open(corpus_dir: Path) -> Mapping[str, Any]:
 
 
 def _is_hub_name(corpus_dir: Path) -> bool:
-    return str(corpus_dir).startswith(_HUB)
+    return str(corpus_dir).startswith(HUB)
 
 
 def _cache_dir(corpus_dir: Path, options: SourceOptions) -> Path:

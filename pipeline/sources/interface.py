@@ -50,6 +50,8 @@ class SourceOptions:
         for speed in self.speeds:
             if not MIN_SPEED <= speed <= MAX_SPEED:
                 raise ConfigError(f"--speed {speed}: must be in [{MIN_SPEED}, {MAX_SPEED}]")
+        if len({f"{100 * speed:.0f}" for speed in self.speeds}) < len(self.speeds):
+            raise ConfigError("--speed: two of them are the same percentage; give each once")
 
 
 DEFAULT_OPTIONS = SourceOptions()

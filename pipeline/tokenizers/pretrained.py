@@ -19,7 +19,6 @@ from dmlm.pipeline.tokenizers import Fingerprint, ImageTokenizer, SpeechTokenize
 
 SEAMLESS, DALLE = "seamless", "dalle"
 TRANSFORMERS, FAIRSEQ2 = "transformers", "fairseq2"
-UNIT_BACKENDS = (TRANSFORMERS, FAIRSEQ2)
 DEFAULT_RESOLUTION = 128
 
 PART = "pretrained.json"

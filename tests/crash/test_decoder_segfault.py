@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dmlm.pipeline import separate_processes
 from dmlm.pipeline.separate_processes import CrashError, SeparateProcesses
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
 
@@ -78,6 +81,21 @@ def test_the_picture_that_crashes_its_decoder_is_quarantined_and_the_run_goes_on
     assert totals.num_in == totals.num_out + totals.num_quarantined
     assert totals.num_quarantined == len(entries) > len(crashed)  # the one that is merely broken, too
     verify_dataset(tmp_path / "out")
+
+
+def test_a_process_that_was_killed_between_two_calls_costs_neither() -> None:
+    processes = SeparateProcesses()
+    assert processes.call(abs, -1) == 1
+    os.kill(processes._idle[0][0].pid, signal.SIGKILL)
+    assert processes.call(abs, -2) == 2
+
+
+def test_a_process_that_gives_no_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(separate_processes, "MAX_SECONDS", 1.0)
+    processes = SeparateProcesses()
+    with pytest.raises(TimeoutError, match="no answer within 1 seconds"):
+        processes.call(time.sleep, 60)
+    assert processes.call(abs, -2) == 2
 
 
 def test_a_process_that_ended_is_replaced_by_another() -> None:

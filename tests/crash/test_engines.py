@@ -1,6 +1,9 @@
 """R2: the same bytes from one process, several, a job array in any order, and Ray with a node killed."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from dmlm.pipeline.errors import ConfigError, DmlmError, ExitCode, RankError
 from dmlm.pipeline.executors.local import run_locally
 from dmlm.pipeline.executors.options import Engine
 from dmlm.pipeline.executors.ray_cluster import run_on_ray
+from dmlm.pipeline.shards import load_dataset_card
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize, tokenize_share
 
 Settings = Callable[[Path], TokenizeConfig]
@@ -21,8 +25,8 @@ Content = Callable[[Path], dict[str, bytes]]
 LIMIT_SECONDS = 250
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_SECONDS
+def wait_for(condition: Callable[[], bool], limit_seconds: float = LIMIT_SECONDS) -> None:
+    deadline = time.monotonic() + limit_seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -117,6 +121,39 @@ def test_a_worker_that_dies_is_seen_and_nothing_is_left_behind(
     assert not [p for p in multiprocessing.active_children() if p.name.startswith("worker ")]
     tokenize(config)
     assert content(config.out_dir) == content(undisturbed)
+
+
+RUN_LOCALLY = """
+import sys
+from pathlib import Path
+from dmlm.pipeline.executors.local import run_locally
+from dmlm.pipeline.tokenization import TokenizeConfig
+root, out_dir = map(Path, sys.argv[1:])
+config = TokenizeConfig(
+    source="coco", root=root, codebook_dir=root / "codebook", out_dir=out_dir, samples_per_shard=1
+)
+run_locally(config, 2)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUN_LOCALLY, str(root), str(tmp_path / "out")]
+    parent = subprocess.Popen(command, start_new_session=True)
+    wait_for((tmp_path / "out" / "run.json").exists)
+    assert parent.poll() is None
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not _is_running(group=parent.pid), limit_seconds=10)
+    num_finished = len(list((tmp_path / "out").glob("*.parquet")))
+    assert num_finished < load_dataset_card(undisturbed).totals.num_in // 2
+
+
+def _is_running(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_the_error_of_a_worker_is_that_of_the_run(root: Path, settings: Settings, tmp_path: Path) -> None:

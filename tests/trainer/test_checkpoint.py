@@ -159,6 +159,22 @@ def test_the_newest_two_are_kept(saver: Saver, tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
 
 
+def test_what_others_put_beside_checkpoints_is_left_alone(saver: Saver, tmp_path: Path) -> None:
+    saver.save(tmp_path, 1)
+    shutil.copytree(tmp_path / "checkpoint-000001", tmp_path / "checkpoint-000001-keep")
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    for step in (2, 3):
+        saver.save(tmp_path, step)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "checkpoint-000001-keep",
+        "checkpoint-000002",
+        "checkpoint-000003",
+        "checkpoint-notes.txt",
+    }
+
+
 def test_the_best_is_kept_beside_them_until_another_is_best(saver: Saver, tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         saver.save(tmp_path, step, is_best=step == 1)

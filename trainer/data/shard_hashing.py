@@ -53,7 +53,7 @@ class ShardHasher:
 
     def _save(self) -> None:
         if not self._is_saved:
-            write_json(self._memory_path, sorted(self._known))
+            write_json(self._memory_path, sorted(self._known), is_shared=True)
             self._is_saved, self._next_save = True, time.monotonic() + SAVE_SECONDS
 
 

@@ -41,7 +41,7 @@ def caption(
 
     Args:
         checkpoint_dir: A checkpoint, or a run folder whose newest checkpoint is used.
-        files: JPEG or PNG.
+        files: JPEG, PNG or WebP.
         device: auto, cpu, cuda or cuda:N.
         language: Of the captions; the prompt names it, as in training.
         decoding: How tokens are chosen.
@@ -55,21 +55,21 @@ def caption(
     if tokenizer is None:
         raise ConfigError(f"{checkpoint.path}: was trained without images")
     for start in range(0, len(files), FILES_AT_ONCE):
-        pixels = {path: _load(path) for path in files[start : start + FILES_AT_ONCE]}
-        loaded = {path: image for path, image in pixels.items() if not isinstance(image, ImageError)}
-        texts = _describe(checkpoint, list(tokenizer.encode(loaded.values())), language, decoding)
-        by_path = dict(zip(loaded, texts, strict=True))
-        for path in files[start : start + FILES_AT_ONCE]:
-            image = pixels[path]
-            error = image if isinstance(image, ImageError) else None
-            yield Caption(path=path, text=by_path.get(path, ""), error=error)
+        errors: dict[int, ImageError] = {}
+        part = files[start : start + FILES_AT_ONCE]
+        texts = iter(_describe(checkpoint, list(tokenizer.encode(_load(part, errors))), language, decoding))
+        for number, path in enumerate(part):
+            error = errors.get(number)
+            yield Caption(path=path, text="" if error else next(texts), error=error)
 
 
-def _load(path: Path) -> Pixels | ImageError:
-    try:
-        return load_image(path)
-    except ImageError as error:
-        return error
+def _load(files: Sequence[Path], errors: dict[int, ImageError]) -> Iterator[Pixels]:
+    """Yields images one by one; notes by number those that cannot be read."""
+    for number, path in enumerate(files):
+        try:
+            yield load_image(path)
+        except ImageError as error:
+            errors[number] = error
 
 
 def _describe(

@@ -4,6 +4,7 @@ Only the first rank has one.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -104,10 +105,12 @@ class NoLog:
 def read_history(run_dir: Path, last_step: int) -> History:
     """The validations of a run up to step `last_step`."""
     lines = _read_lines(run_dir / VALIDATION_NAME, last_step)
-    if not lines:
-        return History()
-    best = min(lines, key=lambda line: line["loss"])
-    return History(best_step=best["step"], best_loss=best["loss"], newest_step=lines[-1]["step"])
+    newest_step = lines[-1]["step"] if lines else 0
+    judged = [line for line in lines if not math.isnan(line["loss"])]
+    if not judged:
+        return History(newest_step=newest_step)
+    best = min(judged, key=lambda line: line["loss"])
+    return History(best_step=best["step"], best_loss=best["loss"], newest_step=newest_step)
 
 
 def describe_validation(validation: Validation) -> str:

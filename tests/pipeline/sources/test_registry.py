@@ -117,6 +117,12 @@ def test_speeds_that_are_no_speech_are_refused(speed):
         SourceOptions(speeds=(speed,))
 
 
+@pytest.mark.parametrize("speeds", [(1.0, 1.0), (0.851, 0.854)])
+def test_speeds_that_would_give_one_key_twice_are_refused(speeds):
+    with pytest.raises(ConfigError, match="same percentage"):
+        SourceOptions(speeds=speeds)
+
+
 def test_options_come_back_from_the_settings_of_a_data_set():
     for options in (SourceOptions(), SourceOptions(speeds=(0.9, 1.1), microphone="sdm")):
         assert read_options(json.loads(json.dumps(describe_options(options)))) == options
