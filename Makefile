@@ -52,7 +52,7 @@ types: $(INSTALLED) ## mypy --strict
 	MYPYPATH=build/types $(BIN)/mypy -p dmlm
 
 unit: $(INSTALLED) ## pytest
-	OMP_NUM_THREADS=2 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 # A part of it: make soak SOAK='tests/crash/test_kill_train.py'
 soak: $(INSTALLED) ## the promises of docs/reliability.md in their long form; hours

@@ -157,8 +157,8 @@ def _build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
     lengths_N = sequence_lengths(task, data.index, recipe.sequence)
     wanted_N = (
         (lengths_N > 0)
-        & _matches(data.index["source"], (entry.source,))
-        & _matches(data.index["split"], recipe.splits)
+        & rows_that_match(data.index["source"], (entry.source,))
+        & rows_that_match(data.index["split"], recipe.splits)
     )
     if task.name == "image":
         wanted_N &= _first_of_each(data.index["image_id"])
@@ -206,7 +206,8 @@ def _encode(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
     return encoded.indices.fill_null(len(values)).to_numpy().astype(np.int64), values
 
 
-def _matches(column: pa.ChunkedArray, patterns: Sequence[str]) -> npt.NDArray[np.bool_]:
+def rows_that_match(column: pa.ChunkedArray, patterns: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Whether each value of a column matches one of the patterns (globs); a missing one does not."""
     codes_N, values = _encode(column)
     known = [any(fnmatchcase(value, pattern) for pattern in patterns) for value in values]
     return np.array([*known, False])[codes_N]

@@ -2,7 +2,7 @@
 
 TrainingData -> held-out groups -> rows of each task, and prompts with the answers hoped for
 
-Suffixes: S sequence, P part of a sequence, T token, N sample of a group.
+Suffixes: S sequence, P part of a sequence, T token, N sample of a group, D sequence that can be drawn.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from dmlm.pipeline.samples import Modality, TokenArray
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.trainer.config import MixEntry, Recipe
 from dmlm.trainer.data.dataset import TrainingData
-from dmlm.trainer.data.mix import Mix, build_groups
+from dmlm.trainer.data.mix import Mix, build_groups, rows_that_match
 from dmlm.trainer.data.packing import PackedBatch, Parts, pack_rows
 from dmlm.trainer.data.rows import RowBuilder
 from dmlm.trainer.data.tasks import Task
@@ -59,7 +59,10 @@ class TaskValidationSet:
 
 
 def build_validation_set(data: TrainingData, recipe: Recipe) -> tuple[TaskValidationSet, ...]:
-    """Held-out sequences of every task of the mix that the data allows; empty if nothing is held out."""
+    """Held-out sequences of every task of the mix that the data allows, of the sources that it is trained on.
+
+    Empty if nothing is held out.
+    """
     splits = _held_out_splits(data, recipe)
     if not splits:
         return ()
@@ -75,10 +78,13 @@ def build_validation_set(data: TrainingData, recipe: Recipe) -> tuple[TaskValida
     builder = RowBuilder(data, mix, quiet, SEED)
     sets = []
     for number, group in enumerate(groups):
-        draws = np.flatnonzero(mix.group_D == number)
+        patterns = [entry.source for entry in recipe.mix if entry.task == group.task.name]
+        is_trained_on_D = rows_that_match(data.index["source"], patterns)[mix.rows_D]
+        draws = np.flatnonzero((mix.group_D == number) & is_trained_on_D)
         chosen = generator_for(SEED, "validation", group.name).permutation(draws)
         kept = chosen[: recipe.validation.num_sequences].tolist()
-        sets.append(_build_set(group.task, builder.build(kept, number=0), recipe))
+        if kept:
+            sets.append(_build_set(group.task, builder.build(kept, number=0), recipe))
     return tuple(sets)
 
 

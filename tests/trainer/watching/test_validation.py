@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.shards import iter_samples
 from dmlm.trainer import step
 from dmlm.trainer.checkpoint import load_checkpoint
-from dmlm.trainer.config import Recipe, TrainConfig, ValidationConfig, recipe_from_json
+from dmlm.trainer.config import MixEntry, Recipe, TrainConfig, ValidationConfig, recipe_from_json
 from dmlm.trainer.data.dataset import open_training_data
 from dmlm.trainer.distributed import ALONE
 from dmlm.trainer.loop import train
 from dmlm.trainer.watching.validation import History, Validation, open_validator
+from dmlm.trainer.watching.validation_set import build_validation_set
 
 NUM_STEPS = 8
 LAST = f"checkpoint-{NUM_STEPS:06d}"
@@ -194,6 +196,23 @@ def test_what_is_trained_on_is_left_out_and_no_held_out_split_is_said(
     train(replace(config, recipe=short))
     assert "no validation: no split that is not trained on matches *" in capsys.readouterr().err
     assert not (config.out_dir / "validation.jsonl").exists()
+
+
+def test_a_task_is_validated_on_the_sources_that_it_is_trained_on(
+    token_shards: Path, write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    samples = [replace(s, key=f"other-{s.key}", source="other") for s in iter_samples(token_shards)]
+    data = open_training_data([token_shards, write_shards(tmp_path / "other", samples)])
+    mix = (
+        MixEntry(task="t2s", source="toy", weight=1),
+        MixEntry(task="asr", source="toy", weight=1),
+        MixEntry(task="asr", weight=1),
+    )
+    validation = replace(RECIPE.validation, num_sequences=100, num_decoded=100)
+    sets = build_validation_set(data, replace(RECIPE, mix=mix, validation=validation))
+    keys = {tasks.task.name: {question.key for question in tasks.questions} for tasks in sets}
+    assert keys["t2s"] == {key for key in keys["asr"] if not key.startswith("other-")}
+    assert keys["t2s"] < keys["asr"]
 
 
 def test_held_out_splits_without_a_task_of_the_mix_are_an_error(config: TrainConfig) -> None:
