@@ -23,7 +23,7 @@ from dmlm.pipeline.storage import write_bytes, write_json
 
 FOLDER = Path(__file__).parent
 WAITING = {"OMP_WAIT_POLICY": "passive"}
-"""torch, FAISS and scikit-learn bring a pool of threads each; one that has nothing to do must not spin."""
+"""Where torch, FAISS, scikit-learn or BLAS have a pool of threads each, one with nothing to do must not spin."""
 
 Results = dict[str, dict[str, Any]]
 
@@ -38,18 +38,20 @@ class Script:
     """File in this folder, without `.py`."""
     needs: Sequence[str] = ()
     """Modules that only its peers need."""
+    has_pools: bool = False
+    """Whether libraries with threads of their own run beside torch."""
 
 
 SCRIPTS = (
-    Script(row="A", name="speech_tokens"),
-    Script(row="B", name="kmeans", needs=("faiss", "sklearn")),
+    Script(row="A", name="speech_tokens", has_pools=True),
+    Script(row="B", name="kmeans", needs=("faiss", "sklearn"), has_pools=True),
     Script(row="C", name="shard_reading"),
     Script(row="D", name="training_step", needs=("accelerate",)),
     Script(row="D", name="loss_memory"),
     Script(row="D", name="step_options"),
     Script(row="E", name="packing"),
     Script(row="F", name="decoding"),
-    Script(row="G", name="image_tokens", needs=("dall_e",)),
+    Script(row="G", name="image_tokens", needs=("dall_e",), has_pools=True),
 )
 
 
@@ -90,9 +92,8 @@ def run_script(script: Script) -> tuple[Results, int]:
     """Rows that a script printed, and its exit code; what it prints for people goes on to the terminal."""
     command = [sys.executable, str(FOLDER / f"{script.name}.py")]
     rows: Results = {}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, **WAITING}
-    ) as process:
+    environment = {**os.environ, **(WAITING if script.has_pools else {})}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout or ():
             if line.startswith("{"):
                 rows |= json.loads(line)
