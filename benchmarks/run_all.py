@@ -23,7 +23,7 @@ from dmlm.pipeline.storage import write_bytes, write_json
 
 FOLDER = Path(__file__).parent
 WAITING = {"OMP_WAIT_POLICY": "passive"}
-"""Where torch, FAISS, scikit-learn or BLAS have a pool of threads each, one with nothing to do must not spin."""
+"""Where torch, FAISS, scikit-learn or BLAS have a pool each, a thread with nothing to do must not spin."""
 
 Results = dict[str, dict[str, Any]]
 
