@@ -64,9 +64,11 @@ def _check_ids(checkpoint: Checkpoint) -> None:
 
 
 def _write_files(checkpoint: Checkpoint, directory: Path) -> None:
-    # Those that training wrote: a report of `evaluate` beside them holds paths.
-    for name in map(Path, json.loads((checkpoint.path / DONE_NAME).read_bytes())):
-        if name.suffix in _SUFFIXES and _STATE_DIR not in name.parts:
+    # Only what training wrote: a report of `evaluate` beside it holds paths.
+    vouched_for = json.loads((checkpoint.path / DONE_NAME).read_bytes())
+    for path in sorted(checkpoint.path.rglob("*")):
+        name = path.relative_to(checkpoint.path)
+        if name.as_posix() in vouched_for and name.suffix in _SUFFIXES and _STATE_DIR not in name.parts:
             with (checkpoint.path / name).open("rb") as source, atomic_writer(directory / name) as file:
                 shutil.copyfileobj(source, file)
     _write_generation_config(checkpoint, directory)

@@ -106,8 +106,7 @@ def _keep_file(media: Any, stem: Path) -> Any:
         return name
     suffix = Path(name).suffix
     path = stem.with_suffix(suffix if _SUFFIX.fullmatch(suffix) else "")
-    if not path.is_file() or path.stat().st_size != len(media["bytes"]):  # others may be reading it
-        write_bytes(path, media["bytes"], is_shared=True)
+    write_bytes(path, media["bytes"], is_shared=True)  # another share may be reading it
     return str(path)
 
 
