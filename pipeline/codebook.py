@@ -93,22 +93,12 @@ class NearestCentroid:
         import torch
 
         self._centroids_KD = torch.tensor(centroids_KD, device=device)
-        self._squares_K = self._centroids_KD.square().sum(dim=1)
 
     def __call__(self, vectors_FD: "torch.Tensor") -> "torch.Tensor":
-        """Ids [F], int64; of equally near centroids the lowest.
+        """Ids [F], int64; of equally near centroids the lowest. Always in float32."""
+        from dmlm.pipeline.nearest import search_with_torch
 
-        |x|² is the same for all centroids, so |c|² - 2xc decides; always in float32.
-        """
-        import torch
-
-        from dmlm.pipeline.nearest import find_minima, num_rows_at_once
-
-        ids = [
-            find_minima(torch.addmm(self._squares_K, part_FD.float(), self._centroids_KD.T, alpha=-2))
-            for part_FD in torch.split(vectors_FD, num_rows_at_once(len(self._centroids_KD)))
-        ]
-        return torch.cat(ids)
+        return search_with_torch(vectors_FD.float(), self._centroids_KD)[0]
 
 
 def load_codebook(directory: Path) -> Codebook:

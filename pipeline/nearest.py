@@ -62,7 +62,8 @@ def search_with_torch(
         torch.addmm(squares_K, part_FD, centroids_KD.T, alpha=-2, out=scores_FK)
         ids_F = find_minima(scores_FK)
         least_F = scores_FK.gather(1, ids_F[:, None])[:, 0]
-        return ids_F, (least_F + part_FD.square().sum(dim=1)).clamp_(min=0)
+        norms_F = torch.linalg.vector_norm(part_FD, dim=1)  # reads the vectors once, and writes no squares
+        return ids_F, norms_F.square_().add_(least_F).clamp_(min=0)
 
     parts = torch.split(vectors_FD, num_rows)
     if on_cpu and len(parts) > 1:
