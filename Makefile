@@ -52,11 +52,11 @@ types: $(INSTALLED) ## mypy --strict
 	MYPYPATH=build/types $(BIN)/mypy -p dmlm
 
 unit: $(INSTALLED) ## pytest
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist worksteal
 
 # A part of it: make soak SOAK='tests/crash/test_kill_train.py'
 soak: $(INSTALLED) ## the promises of docs/reliability.md in their long form; hours
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m soak -v $(SOAK)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m soak -v $(SOAK)
 
 clean: ## removes what was built; keeps .venv
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

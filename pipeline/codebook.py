@@ -96,9 +96,9 @@ class NearestCentroid:
 
     def __call__(self, vectors_FD: "torch.Tensor") -> "torch.Tensor":
         """Ids [F], int64; of equally near centroids the lowest. Always in float32."""
-        from dmlm.pipeline.nearest import search_with_torch
+        from dmlm.pipeline.nearest import find_nearest
 
-        return search_with_torch(vectors_FD.float(), self._centroids_KD)[0]
+        return find_nearest(vectors_FD.float(), self._centroids_KD)[0]
 
 
 def load_codebook(directory: Path) -> Codebook:

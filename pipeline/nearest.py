@@ -46,10 +46,17 @@ class Assignment:
 def search_with_torch(
     vectors_FD: torch.Tensor, centroids_KD: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nearest centroids on the device of the vectors; of equally near ones the lowest id.
+    """Nearest centroids and their squared distances, on the device of the vectors."""
+    ids_F, scores_F = find_nearest(vectors_FD, centroids_KD)
+    norms_F = torch.linalg.vector_norm(vectors_FD, dim=1)  # unlike a sum of squares, nothing in between
+    return ids_F, norms_F.square_().add_(scores_F).clamp_(min=0)
 
-    |x|² is the same for all centroids, so |c|² - 2xc decides; in float32. On a CPU each thread searches for
-    vectors of its own: faster than one product of many threads, and the ids do not depend on how many.
+
+def find_nearest(vectors_FD: torch.Tensor, centroids_KD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nearest centroids, of equally near ones the lowest id, and their scores |c|² - 2xc; in float32.
+
+    |x|² is the same for all centroids, so the score decides. On a CPU each thread searches for vectors of its
+    own: faster than one product of many threads, and the ids do not depend on how many.
     """
     squares_K, own = centroids_KD.square().sum(dim=1), threading.local()
     num_clusters, on_cpu = len(centroids_KD), not vectors_FD.is_cuda
@@ -60,10 +67,8 @@ def search_with_torch(
             own.scores_FK = vectors_FD.new_empty(num_rows, num_clusters)
         scores_FK = own.scores_FK[: len(part_FD)]
         torch.addmm(squares_K, part_FD, centroids_KD.T, alpha=-2, out=scores_FK)
-        ids_F = find_minima(scores_FK)
-        least_F = scores_FK.gather(1, ids_F[:, None])[:, 0]
-        norms_F = torch.linalg.vector_norm(part_FD, dim=1)  # reads the vectors once, and writes no squares
-        return ids_F, norms_F.square_().add_(least_F).clamp_(min=0)
+        ids_F = _find_minima(scores_FK)
+        return ids_F, scores_FK.gather(1, ids_F[:, None])[:, 0]
 
     parts = torch.split(vectors_FD, num_rows)
     if on_cpu and len(parts) > 1:
@@ -71,8 +76,8 @@ def search_with_torch(
             found = list(pool.map(search, parts))
     else:
         found = list(map(search, parts))
-    ids, distances = zip(*found, strict=True)
-    return torch.cat(ids), torch.cat(distances)
+    ids, scores = zip(*found, strict=True)
+    return torch.cat(ids), torch.cat(scores)
 
 
 @contextmanager
@@ -86,7 +91,7 @@ def _single_threads() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(num_threads)  # the workers changed it for every thread to come
 
 
-def find_minima(scores_FK: torch.Tensor) -> torch.Tensor:
+def _find_minima(scores_FK: torch.Tensor) -> torch.Tensor:
     """Column of the least score of each row, the first of several."""
     if scores_FK.is_cuda:
         return scores_FK.argmin(dim=1)
