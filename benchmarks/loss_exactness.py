@@ -2,8 +2,9 @@
 
 One global batch of random sequences of all three modalities is cut into micro-batches of whole sequences in
 every way that packing × accumulation {1, 2, 3} × ranks {1, 2, 4} × DDP or FSDP2 gives; some of them lack a
-modality. The reference runs stock transformers in float64 on one sequence at a time, in one process, and adds
-up its cross-entropies as the formula says. Errors are |value - reference| / |reference| and the same of norms
+modality. The other two of `normalise` run with the last of the accumulations. The reference runs stock
+transformers in float64 on one sequence at a time, in one process, and adds up its cross-entropies as the
+formula says. Errors are |value - reference| / |reference| and the same of norms
 for the gradient of all parameters together, before clipping.
 
     python benchmarks/loss_exactness.py [--ranks 1 2 4] [--accumulation 1 2 3]
@@ -15,10 +16,10 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise, product
+from itertools import pairwise, product, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ from dmlm.trainer.loss import LossCounts, count_loss_tokens, token_weights
 from dmlm.trainer.models.packed_forward import PackedModel
 
 NUM_IDS, NUM_SEQUENCES, WIDTH = 320, 24, 32
+Normalise = Literal["batch", "sequence", "none"]
+References = Mapping[tuple[str, Normalise], tuple[float, Tensor]]
+"""Loss and gradient of each model and `normalise`."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -49,6 +53,7 @@ class Layout:
     num_micro_batches: int
     """Of each rank."""
     dtype: Literal["float32", "float64"]
+    normalise: Normalise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,10 @@ class Errors:
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
-    references = {kind: _reference(kind) for kind in ("opt", "llama")}
+    references: References = {
+        (kind, normalise): _reference(kind, normalise)
+        for kind, normalise in product(("opt", "llama"), get_args(Normalise))
+    }
     results: list[tuple[Layout, Errors]] = []
     for num_ranks in options.ranks:
         with TemporaryDirectory() as directory:
@@ -73,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
             lines = (Path(directory) / "errors.jsonl").read_text().splitlines()
         results += [(Layout(**line["layout"]), Errors(**line["errors"])) for line in map(json.loads, lines)]
     _report(results)
-    value, gradient = _mean_of_means(references["opt"])
+    value, gradient = _mean_of_means(references["opt", "batch"])
     print(f"\nFor comparison, the mean of three micro-batches' own losses: {value:.0e} / {gradient:.0e}")
 
 
@@ -88,7 +96,7 @@ def _measure_all(
     rank: int,
     num_ranks: int,
     accumulation: Sequence[int],
-    references: Mapping[str, tuple[float, Tensor]],
+    references: References,
     port: int,
     out_path: Path,
 ) -> None:
@@ -99,7 +107,7 @@ def _measure_all(
     with join_ranks(os.environ) as ranks:
         for layout in _layouts(num_ranks, accumulation):
             loss, gradient = _run(layout, ranks)
-            expected_loss, expected_gradient = references[layout.model]
+            expected_loss, expected_gradient = references[layout.model, layout.normalise]
             errors = Errors(
                 value=abs(loss - expected_loss) / expected_loss,
                 gradient=((gradient - expected_gradient).norm() / expected_gradient.norm()).item(),
@@ -110,24 +118,23 @@ def _measure_all(
 
 
 def _layouts(num_ranks: int, accumulation: Sequence[int]) -> Iterator[Layout]:
+    shapes: list[tuple[bool, int, Normalise]] = [
+        *((True, number, "batch") for number in accumulation),
+        (True, accumulation[-1], "sequence"),
+        (True, accumulation[-1], "none"),
+        (False, NUM_SEQUENCES // num_ranks, "batch"),
+    ]
     for model, dtype, parallel in product(("opt", "llama"), DTYPES, ("ddp", "fsdp2")):
-        for num_micro_batches in accumulation:
+        for packed, num_micro_batches, normalise in shapes:
             yield Layout(
                 model=model,
                 parallel=parallel,
-                packed=True,
+                packed=packed,
                 num_ranks=num_ranks,
                 num_micro_batches=num_micro_batches,
                 dtype=dtype,
+                normalise=normalise,
             )
-        yield Layout(
-            model=model,
-            parallel=parallel,
-            packed=False,
-            num_ranks=num_ranks,
-            num_micro_batches=NUM_SEQUENCES // num_ranks,
-            dtype=dtype,
-        )
 
 
 def _build_model(kind: str) -> PreTrainedModel:
@@ -155,35 +162,45 @@ def _draw_sequences() -> list[TaskSequence]:
     return sequences
 
 
-def _reference(kind: str) -> tuple[float, Tensor]:
+def _reference(kind: str, normalise: Normalise) -> tuple[float, Tensor]:
     """Loss and gradient by the formula: stock model, float64, one sequence at a time, nothing of dmlm."""
     model, config = _build_model(kind).double(), LossConfig()
-    losses: dict[int, list[Tensor]] = {code: [] for code in range(len(MODALITIES))}
+    losses, codes = [], []
     for sequence in _draw_sequences():
         tokens_T = torch.tensor(sequence.tokens_T, dtype=torch.int64)
         shares_TV = model(input_ids=tokens_T[None]).logits[0].log_softmax(dim=-1)
-        for place in np.flatnonzero(sequence.modality_T >= 0).tolist():
-            losses[int(sequence.modality_T[place])].append(-shares_TV[place - 1, tokens_T[place]])
-    loss = sum(
-        getattr(config, modality) * torch.stack(losses[code]).sum() / len(losses[code])
-        for code, modality in enumerate(MODALITIES)
-        if losses[code]
-    )
+        places_N = torch.tensor(np.flatnonzero(sequence.modality_T >= 0))
+        losses.append(-shares_TV[places_N - 1, tokens_T[places_N]])
+        codes.append(torch.tensor(sequence.modality_T)[places_N])
+    if normalise == "none":
+        loss = torch.cat(losses).mean()
+    elif normalise == "batch":
+        loss = _weigh_means(torch.cat(losses), torch.cat(codes), config)
+    else:
+        loss = torch.stack(list(map(_weigh_means, losses, codes, repeat(config)))).mean()
     loss.backward()
     return loss.item(), _flatten(model)
+
+
+def _weigh_means(losses_N: Tensor, modality_N: Tensor, config: LossConfig) -> Tensor:
+    """Sum over the modalities that are present of weight × mean."""
+    present = modality_N.unique().tolist()
+    means = [getattr(config, MODALITIES[code]) * losses_N[modality_N == code].mean() for code in present]
+    return torch.stack(means).sum()
 
 
 def _run(layout: Layout, ranks: Ranks) -> tuple[float, Tensor]:
     """Loss and gradient as the trainer makes them."""
     model = _build_model(layout.model).to(DTYPES[layout.dtype])
     packed = spread(PackedModel(model), ranks, layout.parallel)
+    config = LossConfig(normalise=layout.normalise)
     batches = _micro_batches(layout)[ranks.rank :: ranks.world_size]
     mine = count_loss_tokens(batches)
     counts = LossCounts(ranks.sum(mine.num_tokens_M), ranks.sum(mine.num_sequences))
     total = torch.zeros((), dtype=torch.float64)
     for index, batch in enumerate(batches):
         with gradients_kept_back(packed, index < len(batches) - 1):
-            loss, _ = packed(batch, token_weights(batch, counts, LossConfig()))
+            loss, _ = packed(batch, token_weights(batch, counts, config))
             loss.backward()
         total += loss.detach()
     return ranks.sum(total).item(), _flatten(model)
@@ -229,21 +246,22 @@ def _report(results: Sequence[tuple[Layout, Errors]]) -> None:
         + " |"
     )
     print("|---|---|" + "---|" * len(columns))
-    rows = dict.fromkeys((o.num_ranks, o.packed, o.num_micro_batches) for o, _ in results)
-    for num_ranks, packed, num_micro_batches in rows:
+    rows = dict.fromkeys((o.num_ranks, o.packed, o.num_micro_batches, o.normalise) for o, _ in results)
+    for num_ranks, packed, num_micro_batches, normalise in rows:
         cells = []
         for dtype, parallel in columns:
             errors = [
                 error
                 for layout, error in results
-                if (layout.num_ranks, layout.packed, layout.num_micro_batches)
-                == (num_ranks, packed, num_micro_batches)
+                if (layout.num_ranks, layout.packed, layout.num_micro_batches, layout.normalise)
+                == (num_ranks, packed, num_micro_batches, normalise)
                 and (layout.dtype, layout.parallel) == (dtype, parallel)
             ]
             worst = max(error.value for error in errors), max(error.gradient for error in errors)
             cells.append(f"{worst[0]:.0e} / {worst[1]:.0e}")
         shape = "packed" if packed else "one sequence each"
-        print(f"| {num_ranks} | {num_micro_batches}, {shape} | " + " | ".join(cells) + " |")
+        loss = "" if normalise == "batch" else f", `{normalise}`"
+        print(f"| {num_ranks} | {num_micro_batches}, {shape}{loss} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -65,13 +65,16 @@ def _report(name: str, lengths: Sequence[int], options: argparse.Namespace) -> N
         name=f"E-fill-{name}",
         title=f"share of real tokens in batches of {name}",
         dmlm=float(np.mean(fills)),
-        peers={
-            "dynamic padding": sum(lengths) / padded,
-            "fixed padding": float(np.mean(lengths) / max(lengths)),
-        },
+        peers={"wanted": WANTED_FILL},
         unit="",
-        target=None,
-        details={"capacity": capacity, "pool": pool_size, "wanted": WANTED_FILL, "emptiest": min(fills)},
+        target=1.0,
+        details={
+            "capacity": capacity,
+            "pool": pool_size,
+            "emptiest": min(fills),
+            "dynamic_padding": sum(lengths) / padded,
+            "fixed_padding": float(np.mean(lengths) / max(lengths)),
+        },
     ).print()
     seconds = time_sides({"dmlm": lambda: list(_pack(lengths, capacity, pool_size))}, options.rounds)
     Row(

@@ -1,8 +1,8 @@
 """Row C: shards to samples and to packed batches, dmlm beside a stock webdataset loop on the very same tars.
 
 C-random: the token arrays of every sample, in random order. C-batch: the same shuffled, laid out as ASR
-sequences and packed into rows; `with_tensors` is its ratio when the labels of a row are made too, which a GPU
-does. webdataset's loop shuffles and decodes, no more; `arrays only` is told to leave the json alone. Before
+sequences and packed into rows; the figures with tensors hold when the labels of a row are made too, which a
+GPU does. C-resume: from a closed run to the first row behind a state that was kept. webdataset's loop shuffles and decodes, no more; `arrays only` is told to leave the json alone. Before
 anything is timed, the tokens of all sides are compared sample by sample.
 
     python benchmarks/shard_reading.py [--samples 6000] [--shards 6] [--rounds 5] [--max-tokens 8192]
@@ -22,12 +22,15 @@ from token_lengths import draw_librispeech
 
 from dmlm.pipeline.samples import Modality, Sample, TokenArray
 from dmlm.pipeline.shards import DatasetCard, DatasetTotals, write_dataset_card, write_shard
+from dmlm.pipeline.shards.card import LEDGER_NAME, encode_ledger
+from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
 from dmlm.trainer.data.stream import TokenStream
 
 NUM_AT_ONCE = 256
+WANTED_RESUME_SECONDS = 1.0
 VOCABULARY = Vocabulary(num_text=400, num_speech=2000, num_image=0, bos_id=0, eos_id=0)
 Tokens = dict[str, tuple[TokenArray, TokenArray]]
 
@@ -55,17 +58,19 @@ def _write(directory: Path, num_samples: int, num_shards: int) -> list[str]:
     for number in range(num_shards):
         part, name = samples[number::num_shards], f"benchmark-{number:06d}"
         finished.append(write_shard(directory, name, part, VOCABULARY, task_sha256=name, num_in=len(part)))
-    records = tuple(shard.record for shard in finished)
+    records, footers = tuple(shard.record for shard in finished), [shard.footer for shard in finished]
+    (directory / LEDGER_NAME).write_bytes(encode_ledger(footers))
     card = DatasetCard(
         name="benchmark",
         shards=records,
-        totals=DatasetTotals.of(records, [shard.footer for shard in finished]),
+        totals=DatasetTotals.of(records, footers),
         fingerprints={modality: {"sha256": modality} for modality in (Modality.SPEECH, Modality.TEXT)},
         text_rule="none",
         vocabulary=VOCABULARY,
         versions={},
         settings={},
         licence="none",
+        files={LEDGER_NAME: sha256_file(directory / LEDGER_NAME)},
     )
     write_dataset_card(directory, card)
     return [str(directory / f"{record.name}.tar") for record in records]
@@ -91,10 +96,10 @@ class _Sides:
     """What is timed; each side goes once over all samples."""
 
     def __init__(self, directory: Path, tars: list[str], max_tokens: int) -> None:
-        self._tars = tars
+        self._directory, self._tars = directory, tars
         self.data = open_training_data([directory])
         self._rng = np.random.default_rng(0)
-        recipe = recipe_from_json(
+        self._recipe = recipe_from_json(
             {
                 "name": "benchmark",
                 "num_steps": 1,
@@ -102,7 +107,7 @@ class _Sides:
                 "batch": {"max_tokens": max_tokens},
             }
         )
-        self.stream = TokenStream(self.data, recipe, seed=0)
+        self.stream = TokenStream(self.data, self._recipe, seed=0)
 
     def stock(self, only: str = "") -> Iterator[Mapping[str, Any]]:
         dataset = webdataset.WebDataset(
@@ -129,6 +134,11 @@ class _Sides:
                 num_left -= len(batch.keys)
                 if tensors:
                     batch.targets_N  # noqa: B018  # makes all of them
+
+    def resume(self) -> None:
+        stream = TokenStream(open_training_data([self._directory]), self._recipe, seed=0)
+        stream.restore(self.stream.state())
+        stream.next_step()
 
 
 def _tokens_of_stock(sides: _Sides) -> Tokens:
@@ -176,6 +186,7 @@ def _report(sides: _Sides, options: argparse.Namespace) -> None:
             "C-random": sides.read_random,
             "C-batch": lambda: sides.pack(tensors=False),
             "tensors": lambda: sides.pack(tensors=True),
+            "C-resume": sides.resume,
             "webdataset": sides.read_stock,
             "webdataset, arrays only": lambda: sides.read_stock(".npy"),
         },
@@ -191,7 +202,8 @@ def _report(sides: _Sides, options: argparse.Namespace) -> None:
     for name, target in (("C-random", 100.0), ("C-batch", 25.0)):
         details = {"same_samples": same[name], "million_tokens_per_second": num_tokens / seconds[name] / 1e6}
         if name == "C-batch":
-            details["with_tensors"] = rates["tensors"] / max(peers.values())
+            details["ratio with tensors"] = rates["tensors"] / max(peers.values())
+            details["million tokens per second with tensors"] = num_tokens / seconds["tensors"] / 1e6
         Row(
             name=name,
             title=titles[name],
@@ -201,6 +213,15 @@ def _report(sides: _Sides, options: argparse.Namespace) -> None:
             target=target,
             details=details,
         ).print()
+    Row(
+        name="C-resume",
+        title=f"going on behind a state of {options.samples} samples",
+        dmlm=seconds["C-resume"],
+        peers={"wanted": WANTED_RESUME_SECONDS},
+        unit="s",
+        target=1.0,
+        smaller_is_better=True,
+    ).print()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ The Trainer runs three times: padding to the longest of a batch, to the maximum,
 Seconds are those behind the first step; peak memory is what training adds to a process with the model built.
 
     pip install "dmlm[bench]"
-    python benchmarks/training_step.py [--steps 4] [--sequences 16] [--rounds 3] [--width 128] [--layers 4]
+    python benchmarks/training_step.py [--steps 4] [--sequences 16] [--rounds 5] [--width 128] [--layers 4]
                                        [--vocabulary 2048] [--max-length 2048] [--threads 2]
 """
 
@@ -80,7 +80,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Row D: training steps.")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--sequences", type=int, default=16, help="of a step")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=2048)
@@ -246,7 +246,6 @@ def _report(runs: Mapping[str, Sequence[Side]], options: argparse.Namespace) -> 
     peaks = {name: statistics.median(run.peak_bytes for run in sides) / 1e6 for name, sides in runs.items()}
     rates = {name: tokens_per_step / time for name, time in seconds.items()}
     reference = np.array(runs["longest"][0].losses)
-    sgemm = SGEMM_OPERATIONS / statistics.median(run.sgemm_seconds for run in runs["dmlm"])
     details = {
         "lengths": {q: int(np.quantile(lengths, float(q))) for q in ("0", "0.25", "0.5", "0.75", "1")},
         "mean_length": float(lengths.mean()),
@@ -255,7 +254,6 @@ def _report(runs: Mapping[str, Sequence[Side]], options: argparse.Namespace) -> 
             name: float(np.abs(np.array(sides[0].losses) - reference).max()) for name, sides in runs.items()
         },
         "peak_MB": peaks,
-        "sgemm_share": rates["dmlm"] * _count_operations(model) / sgemm,
         "modality_share": statistics.median(run.sums_seconds / run.seconds for run in runs["dmlm"]),
     }
     for name, target in (("longest", 3.0), ("max", 5.0), ("flattened", 1.2)):
@@ -276,6 +274,15 @@ def _report(runs: Mapping[str, Sequence[Side]], options: argparse.Namespace) -> 
         unit="MB",
         target=2.0,
         smaller_is_better=True,
+    ).print()
+    sgemm_seconds = statistics.median(run.sgemm_seconds for run in runs["dmlm"])
+    Row(
+        name="D-sgemm",
+        title="matrix products of a step, those of attention left out",
+        dmlm=rates["dmlm"] * _count_operations(model) / 1e9,
+        peers={"bare sgemm": SGEMM_OPERATIONS / sgemm_seconds / 1e9},
+        unit="GFLOP/s",
+        target=0.6,
     ).print()
 
 
