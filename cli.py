@@ -60,6 +60,11 @@ def group() -> None:
     Try it without any data:   dmlm-cli demo --out runs/demo
     On your own corpora:       dmlm-cli tokenize --source librispeech --root /data
                                dmlm-cli train --shards shards/librispeech
+
+    \b
+    Exit codes: 0 ok, 2 usage, 3 too many bad samples, 4 storage, 5 corrupt input, 6 training not finite,
+    130 interrupted (train saves first), or another process of the run was lost (nothing new is saved;
+    the last checkpoint and finished shards are kept). After 130 the same command goes on, train by --resume.
     """  # noqa: D301
 
 

@@ -88,7 +88,11 @@ class LoaderError(DmlmError):
 
 
 class RankError(DmlmError):
-    """Another process of a run on several devices ended or does not answer."""
+    """Another process of a run, or its cluster, ended or does not answer.
+
+    This one is interrupted by it: there is nothing to repair here, and the same command goes on. Nothing new
+    was saved; the last checkpoint and finished shards are kept.
+    """
 
     exit_code = ExitCode.INTERRUPTED
 

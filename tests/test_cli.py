@@ -6,17 +6,21 @@ import click
 import pytest
 
 from dmlm.cli import COMMANDS, group, run
+from dmlm.pipeline.errors import RankError
 
 SOURCE_OPTIONS = (
     *("--lang-pair", "--microphone", "--truncated-words", "--coco-splits", "--language"),
     *("--columns", "--num-units", "--units-name", "--speed"),
 )
-DECODING_OPTIONS = ("--beams", "--temperature", "--top-p", "--seed")
+DECODING_OPTIONS = (
+    *("--beams", "--temperature", "--top-p", "--seed"),
+    *("--length-penalty", "--max-new-tokens", "--batch-size"),
+)
 OPTIONS = {
     "sample": {"--out", "--seed", "--text", "--hours", "--limit"},
     "build-codebook": {
         *("--source", "--root", "--split", *SOURCE_OPTIONS, "--encoder", "--layer", "--clusters", "--window"),
-        *("--speech-tokenizer", "--text-tokenizer", "--fit", "--precision"),
+        *("--speech-tokenizer", "--text-tokenizer", "--fit", "--precision", "--audio-hours"),
         *("--image-tokenizer", "--image-resolution", "--image-clusters"),
         *("--limit", "--seed", "--device", "--out"),
     },
@@ -46,7 +50,7 @@ OPTIONS = {
     "train-vocoder": {"--shards", "--root", "--out", "--split", "--steps", "--seed", "--device"},
     "evaluate": {
         *("--checkpoint", "--shards", "--train-shards", "--task", "--split", "--out", "--limit", "--device"),
-        *("--key", "--vocoder", "--root", *DECODING_OPTIONS),
+        *("--key", "--vocoder", "--root", "--listener", *DECODING_OPTIONS),
     },
     "score": {"--task", "--references", "--hypotheses", "--language", "--text-rule", "--out"},
     "transcribe": {"--checkpoint", "--language", "--device", *DECODING_OPTIONS},
@@ -107,6 +111,8 @@ def test_no_command_has_an_option_outside_the_contract(name: str) -> None:
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--text-tokenizer", "bpe:300"], 2, "bpe:256"),
         (["tokenize", "--source", "coco", "--dry-run", "--reuse", "{tmp}"], 2, "leave out --reuse"),
         (["build-codebook", "--clusters", "0", "--root", "{tmp}"], 2, "clusters"),
+        (["build-codebook", "--audio-hours", "-1", "--root", "{tmp}"], 2, "audio-hours"),
+        (["build-codebook", "--audio-hours", "inf", "--root", "{tmp}"], 2, "0 is all audio"),
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--task-index", "1"], 2, "--num-tasks"),
         (["verify", "--shards", "{tmp}"], 5, "dataset.json"),
         (["index", "--shards", "{tmp}"], 5, "dataset.json"),
@@ -154,3 +160,19 @@ def test_an_interrupted_command_says_how_to_go_on(
     monkeypatch.setattr(group, "get_command", lambda context, name: train)
     assert run(["train"]) == 130
     assert shown in capsys.readouterr().err
+
+
+def test_a_lost_process_ends_as_an_interruption_and_help_says_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--help"]) == 0
+    assert "130 interrupted" in (text := capsys.readouterr().out)
+    assert "the last checkpoint and finished shards are kept" in text
+
+    @click.command()
+    def train() -> None:
+        raise RankError("rank 0: another rank ended")
+
+    monkeypatch.setattr(group, "get_command", lambda context, name: train)
+    assert run(["train"]) == 130
+    assert capsys.readouterr().err == "dmlm-cli: error: rank 0: another rank ended\n"

@@ -3,7 +3,7 @@
     checkpoint-000500/  config.json model.safetensors generation_config.json tokenizer files vocabulary.json
                         dmlm.json        what it was trained with: recipe, data, fingerprints
                         codebook/        turns speech, images and text into its tokens
-                        trainer_state/   optimizer.safetensors stream.json
+                        trainer_state/   optimizer.safetensors stream.json metrics.json
                         DONE             sha256 of every file, written last
 
 A checkpoint is written under another name, synced, renamed, and only then vouched for by DONE.
@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +40,7 @@ BEST_NAME: Final = "best"
 DONE_NAME: Final = "DONE"
 OPTIMIZER_PATH: Final = "trainer_state/optimizer.safetensors"
 STREAM_PATH: Final = "trainer_state/stream.json"
+METRICS_PATH: Final = "trainer_state/metrics.json"
 
 _NAME = re.compile(r"checkpoint-\d+")
 _logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class TrainerState:
     """Steps done."""
     optimizer: Mapping[str, Tensor]
     stream: Mapping[str, Any]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of the steps since the last line of `metrics.jsonl`; empty in older checkpoints."""
 
 
 def save_checkpoint(
@@ -84,7 +87,9 @@ def save_checkpoint(
     codebook_dirs: Mapping[Modality, Path],
     is_best: bool = False,
 ) -> Path:
-    """Publishes a checkpoint and removes all but the newest two and the best.
+    """Publishes a checkpoint and removes all but it, the one before it and the best.
+
+    Later ones go, too: they are damaged, and the run fell back behind them.
 
     Raises:
         StorageError: The disk is full or fails; what was there before is still there.
@@ -109,7 +114,7 @@ def save_checkpoint(
         raise StorageError(
             f"{path}: cannot be written: {error}; free space and go on with --resume"
         ) from error
-    _remove_old(run_dir)
+    _remove_others(run_dir, state.step)
     return path
 
 
@@ -198,9 +203,11 @@ def load_trainer_state(path: Path) -> TrainerState:
     try:
         optimizer = load_file(path / OPTIMIZER_PATH)
         stream = json.loads((path / STREAM_PATH).read_bytes())
+        has_metrics = (path / METRICS_PATH).is_file()
+        metrics = json.loads((path / METRICS_PATH).read_bytes()) if has_metrics else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be resumed: {error}") from error
-    return TrainerState(step=step, optimizer=optimizer, stream=stream)
+    return TrainerState(step=step, optimizer=optimizer, stream=stream, metrics=metrics)
 
 
 def _write_files(
@@ -219,6 +226,7 @@ def _write_files(
     save_tokenizer(directory / CODEBOOK_NAME / Modality.TEXT, settings.vocabulary, directory)
     save_file(dict(state.optimizer), directory / OPTIMIZER_PATH)
     write_json(directory / STREAM_PATH, state.stream)
+    write_json(directory / METRICS_PATH, state.metrics)
     write_json(directory / VOCABULARY_NAME, settings.vocabulary.to_json())
     versions = {"dmlm": dmlm.__version__, "torch": torch.__version__}
     content = {
@@ -247,12 +255,16 @@ def _sync_tree(directory: Path) -> None:
 def _finished_checkpoints(run_dir: Path) -> list[Path]:
     """Checkpoints with a DONE, newest first."""
     paths = [path for path in _checkpoints(run_dir) if (path / DONE_NAME).is_file()]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+    return sorted(paths, key=_step_of, reverse=True)
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:
     """Those that training wrote, not what somebody else put beside them."""
     return [path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def _find_damage(path: Path) -> str | None:
@@ -273,8 +285,9 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_old(run_dir: Path) -> None:
-    kept = {path.name for path in _finished_checkpoints(run_dir)[:NUM_KEPT]}
+def _remove_others(run_dir: Path, step: int) -> None:
+    finished = [path for path in _finished_checkpoints(run_dir) if _step_of(path) <= step]
+    kept = {path.name for path in finished[:NUM_KEPT]}
     best = run_dir / BEST_NAME
     if best.is_symlink():
         kept.add(best.readlink().name)

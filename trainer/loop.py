@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.storage import write_json
+from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.trainer.checkpoint import (
     TrainerState,
     checkpoint_path,
@@ -46,6 +46,8 @@ from dmlm.trainer.watching.validation import describe_validator, open_validator
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PLAN_NAME: Final = "plan.txt"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReport:
@@ -72,7 +74,7 @@ class TrainReport:
 
 
 def train(config: TrainConfig, ranks: Ranks = ALONE) -> TrainReport:
-    """Trains a model; checkpoints, `metrics.jsonl`, `validation.jsonl` and the config go to `config.out_dir`.
+    """Trains a model; `config.out_dir` gets checkpoints, config, plan, `metrics.jsonl`, `validation.jsonl`.
 
     Where several `ranks` train together, each calls this with the same config, and the first one writes.
 
@@ -85,7 +87,9 @@ def train(config: TrainConfig, ranks: Ranks = ALONE) -> TrainReport:
     """
     run = _Run(config, ranks)
     if ranks.is_first:
-        sys.stderr.write(run.plan + "\n")
+        plan = f"{run.plan}\n"
+        sys.stderr.write(plan)
+        write_bytes(config.out_dir / PLAN_NAME, plan.encode())
     with torch.random.fork_rng(devices=[]), stop_signal() as is_asked_to_stop:
         return run.train(is_asked_to_stop)
 
@@ -114,6 +118,7 @@ class _Run:
         ranks.wait_for_all()
         self._step = TrainStep(self._model, recipe, config.seed, ranks)
         self._num_done = 0
+        self._metrics: Mapping[str, Any] = {}
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
         self._plan = make_plan(self._stream.groups, recipe, config.seed)
@@ -122,10 +127,10 @@ class _Run:
 
     @property
     def plan(self) -> str:
-        """What the run will do, for the console."""
+        """What the run will do."""
         num_parameters = sum(parameter.numel() for parameter in self._model.parameters())
         ranks = f"{self._ranks.world_size} × " if self._ranks.joined else ""
-        start = f"going on from {self._checkpoint}" if self._checkpoint else "from the first step"
+        start = f"going on from {self._checkpoint.name}" if self._checkpoint else "from the first step"
         products = str(self._step.products).removeprefix("torch.")
         return (
             f"{num_parameters / 1e6:.2f} M parameters on {ranks}{self._model.device.type}, {start}; "
@@ -152,9 +157,11 @@ class _Run:
                 log.add(self._num_done, result)
                 is_best = not result.is_stopping and self._validate(log)
                 is_last = self._num_done == recipe.num_steps
+                if is_last:
+                    hasher.finish()  # no run ends well on shards that nobody has checked
                 is_due = is_last or self._num_done % recipe.save_every_steps == 0
                 if result.is_stopping or is_due or is_best:
-                    self._checkpoint = self._save(stream.state(), is_best)
+                    self._checkpoint = self._save(stream.state(), log.state(), is_best)
                 if result.is_stopping:
                     raise KeyboardInterrupt(f"stopped and saved {self._checkpoint}; go on with --resume")
         assert self._checkpoint is not None, "the last step saves"
@@ -176,7 +183,7 @@ class _Run:
         write_json(self._out_dir / "config.json", settings)
         operations = count_operations(self._model, self._stream.groups, self._ranks.world_size)
         trackers = open_trackers(self._trackers, self._out_dir, self._num_done, settings)
-        return RunLog(self._out_dir, self._plan, operations, trackers, self._num_done)
+        return RunLog(self._out_dir, self._plan, operations, trackers, self._num_done, self._metrics)
 
     def _find_checkpoint(self, resume: bool) -> Path | None:
         newest = latest_checkpoint(self._out_dir)
@@ -204,7 +211,7 @@ class _Run:
         state = load_trainer_state(checkpoint)
         restore_optimizer(self._model, self._step.optimizer, state.optimizer)
         self._stream.restore(state.stream)
-        self._num_done = state.step
+        self._num_done, self._metrics = state.step, state.metrics
 
     def _validate(self, log: RunLog | NoLog) -> bool:
         """Validates if it is time; whether the model is the best so far."""
@@ -221,12 +228,13 @@ class _Run:
         if self._validator is not None and self._ranks.is_first:
             mark_best(self._out_dir, self._validator.history.best_step)
 
-    def _save(self, stream_state: Mapping[str, Any], is_best: bool) -> Path:
+    def _save(self, stream: Mapping[str, Any], metrics: Mapping[str, Any], is_best: bool) -> Path:
         model = whole_model(self._model)
         state = TrainerState(
             step=self._num_done,
             optimizer=optimizer_tensors(self._model, self._step.optimizer),
-            stream=stream_state,
+            stream=stream,
+            metrics=metrics,
         )
         if self._ranks.is_first:
             save_checkpoint(

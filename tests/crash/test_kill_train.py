@@ -1,6 +1,12 @@
-"""R6: SIGKILL at any moment of a training run; going on gives the very same losses and weights."""
+"""R6: SIGKILL at any moment of a training run; going on gives the very same losses and weights.
+
+SIGTERM, by which a scheduler asks it to stop, is answered with a checkpoint and exit code 130.
+"""
 
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dmlm.pipeline.errors import ExitCode
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import Recipe, TrainConfig
 from dmlm.trainer.data.dataset import open_training_data
@@ -81,3 +88,23 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
     train(killed)
     train(whole)
     assert_same_run(killed.out_dir, whole.out_dir)
+
+
+def test_a_command_that_is_told_to_end_saves_and_says_how_to_go_on(
+    recipe_of: Callable[[int, int], Recipe], token_shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long.yaml").write_text(json.dumps(recipe_of(100_000, 100_000).to_json()))
+    command = [sys.executable, "-c", "from dmlm.cli import main; main()", "train", "--device", "cpu"]
+    command += ["--shards", token_shards, "--recipe", tmp_path / "long.yaml", "--out", tmp_path / "run"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED, message
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    assert f"stopped and saved {checkpoint}; go on with --resume" in message
+    num_steps = len(metrics.read_text().splitlines())
+    assert checkpoint.name == f"checkpoint-{num_steps:06d}"

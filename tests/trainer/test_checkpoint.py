@@ -58,7 +58,10 @@ class Saver:
 
     def save(self, run_dir: Path, step: int, is_best: bool = False) -> Path:
         state = TrainerState(
-            step=step, optimizer=optimizer_tensors(self.model, self.optimizer), stream={"step": step}
+            step=step,
+            optimizer=optimizer_tensors(self.model, self.optimizer),
+            stream={"step": step},
+            metrics={"losses": [0.1]},
         )
         return save_checkpoint(
             run_dir,
@@ -139,7 +142,7 @@ def test_the_optimizer_is_restored_to_the_last_bit(saved: Path, saver: Saver) ->
     other = Saver(saver.data, saver.settings)
     state = load_trainer_state(saved)
     restore_optimizer(other.model, other.optimizer, state.optimizer)
-    assert (state.step, state.stream) == (5, {"step": 5})
+    assert (state.step, state.stream, state.metrics) == (5, {"step": 5}, {"losses": [0.1]})
     for mine, theirs in zip(saver.model.parameters(), other.model.parameters(), strict=True):
         for name, value in saver.optimizer.state[mine].items():
             assert torch.equal(value, other.optimizer.state[theirs][name])
@@ -157,6 +160,17 @@ def test_the_newest_two_are_kept(saver: Saver, tmp_path: Path) -> None:
         saver.save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000002", "checkpoint-000003"]
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000003"
+
+
+def test_a_run_that_fell_back_keeps_what_it_went_on_from_and_not_what_it_left_behind(
+    saver: Saver, tmp_path: Path
+) -> None:
+    for step in (6, 10):
+        saver.save(tmp_path, step)
+    (tmp_path / "checkpoint-000010" / "model.safetensors").write_bytes(b"")
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-000006"
+    saver.save(tmp_path, 8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000006", "checkpoint-000008"]
 
 
 def test_what_others_put_beside_checkpoints_is_left_alone(saver: Saver, tmp_path: Path) -> None:

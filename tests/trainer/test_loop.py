@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, NotFiniteError
 from dmlm.trainer import step
-from dmlm.trainer.checkpoint import load_checkpoint
+from dmlm.trainer.checkpoint import DONE_NAME, METRICS_PATH, load_checkpoint
 from dmlm.trainer.config import Recipe, TrainConfig, recipe_from_json
 from dmlm.trainer.loop import train
 
@@ -86,6 +87,37 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_bit(
     assert all(torch.equal(value, expected[name]) for name, value in weights(config.out_dir).items())
 
 
+def figures(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of `metrics.jsonl` without what the clock says."""
+    clocked = {"seconds", "tokens_per_second", "flops_per_second"}
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["seconds"] > 0 for line in lines)
+    return [{name: value for name, value in line.items() if name not in clocked} for line in lines]
+
+
+@pytest.mark.parametrize("is_of_an_older_version", [False, True])
+def test_a_line_over_a_stop_holds_its_steps_before_and_behind_it(
+    config: TrainConfig, is_of_an_older_version: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = replace(config, recipe=replace(RECIPE, log_every_steps=4))
+    whole = replace(config, out_dir=tmp_path / "whole")
+    train(whole)
+    monkeypatch.setattr(step, "learning_rate", StopAfter(7))
+    with pytest.raises(SystemError):
+        train(config)
+    monkeypatch.setattr(step, "learning_rate", learning_rate)
+    checkpoint = config.out_dir / "checkpoint-000005"  # behind the first of the steps 5 to 8
+    if is_of_an_older_version:
+        (checkpoint / METRICS_PATH).unlink()
+        sums = json.loads((checkpoint / DONE_NAME).read_text())
+        (checkpoint / DONE_NAME).write_text(json.dumps({n: s for n, s in sums.items() if n != METRICS_PATH}))
+    train(replace(config, resume=True))
+    found, expected = figures(config.out_dir), figures(whole.out_dir)
+    assert [line["step"] for line in found] == [4, 8, 12]
+    assert (found[0], found[2]) == (expected[0], expected[2])
+    assert (found[1] == expected[1]) is not is_of_an_older_version
+
+
 def test_a_model_learns_and_the_report_says_so(config: TrainConfig) -> None:
     recipe = replace(RECIPE, num_steps=80, save_every_steps=80, log_every_steps=10)
     report = train(replace(config, recipe=recipe))
@@ -100,7 +132,7 @@ def test_a_model_learns_and_the_report_says_so(config: TrainConfig) -> None:
         assert expected in report.table()
 
 
-def test_the_plan_is_shown_before_the_first_step(
+def test_the_plan_is_shown_before_the_first_step_and_kept(
     config: TrainConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = replace(RECIPE, num_steps=1, sequence=replace(RECIPE.sequence, max_length=23))
@@ -110,6 +142,9 @@ def test_the_plan_is_shown_before_the_first_step(
     assert "asr" in plan
     assert "i2t: 16 samples refused, over 23 tokens: caption-000 (25), " in plan
     assert plan.index("loss share") < plan.index("train: ")
+    written = (config.out_dir / "plan.txt").read_text()
+    assert written in plan
+    assert "i2t: 16 samples refused" in written
 
 
 def test_the_resolved_config_is_written_beside_the_checkpoints(config: TrainConfig) -> None:

@@ -7,10 +7,12 @@ folder, so that a resumed run hashes only what has changed since.
 
 import json
 import time
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
 from typing import Final
 
 from dmlm.pipeline.errors import ShardCorruptError
@@ -20,6 +22,7 @@ from dmlm.trainer.data.dataset import ShardFile
 MEMORY_NAME: Final = "hashed_shards.json"
 SAVE_SECONDS: Final = 60.0
 """Between two times that what was hashed is written: with 300,000 shards that takes a second."""
+_CLOSE_SECONDS: Final = 10.0
 
 
 class ShardHasher:
@@ -29,10 +32,12 @@ class ShardHasher:
         """Starts to hash what `run_dir` does not remember."""
         self._memory_path = run_dir / MEMORY_NAME
         self._known = _load_memory(self._memory_path)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dmlm-hash")
-        unknown = [file for file in files if _describe(file) not in self._known]
-        self._waiting: deque[Future[str]] = deque(self._thread.submit(_hash, file) for file in unknown)
         self._is_saved, self._next_save = True, 0.0
+        self._is_closed = Event()
+        self._hashed: SimpleQueue[Future[str]] = SimpleQueue()
+        # A daemon: a process must be able to end while its disk does not answer.
+        self._thread = Thread(target=self._hash_all, args=(files,), name="dmlm-hash", daemon=True)
+        self._thread.start()
 
     def check(self) -> None:
         """Looks at what has been hashed since the last call; never waits.
@@ -40,27 +45,56 @@ class ShardHasher:
         Raises:
             ShardCorruptError: The bytes of a shard are not those that its card vouches for.
         """
-        while self._waiting and self._waiting[0].done():
-            self._known.add(self._waiting.popleft().result())
-            self._is_saved = False
+        self._take_in()
         if time.monotonic() >= self._next_save:
             self._save()
 
+    def finish(self) -> None:
+        """Waits until every shard has been hashed; raises as `check` does."""
+        self._thread.join()
+        self.check()
+
     def close(self) -> None:
-        """Ends the thread behind the shard that it is at; the rest is for the next run."""
-        self._thread.shutdown(cancel_futures=True)
+        """Ends the thread behind the shard that it is at, or leaves it there if that takes too long.
+
+        The rest is for the next run, which also finds a damaged shard again that `check` has not seen.
+        """
+        self._is_closed.set()
+        self._thread.join(_CLOSE_SECONDS)
+        with suppress(ShardCorruptError):
+            self._take_in()
         self._save()
+
+    def _take_in(self) -> None:
+        with suppress(Empty):
+            while True:
+                description = self._hashed.get_nowait().result()
+                self._is_saved &= description in self._known
+                self._known.add(description)
 
     def _save(self) -> None:
         if not self._is_saved:
             write_json(self._memory_path, sorted(self._known), is_shared=True)
             self._is_saved, self._next_save = True, time.monotonic() + SAVE_SECONDS
 
+    def _hash_all(self, files: Sequence[ShardFile]) -> None:
+        for file in files:
+            if self._is_closed.is_set():
+                return
+            outcome: Future[str] = Future()
+            try:
+                outcome.set_result(_hash(file, self._known))
+            except BaseException as error:  # whatever it is, `check` raises it
+                outcome.set_exception(error)
+                self._is_closed.set()
+            self._hashed.put(outcome)
 
-def _hash(file: ShardFile) -> str:
-    description = _describe(file)
+
+def _hash(file: ShardFile, known: Collection[str]) -> str:
+    """What is to be remembered of a whole shard; one that is known is not hashed again."""
     try:
-        found = sha256_file(file.path)
+        description = _describe(file)
+        found = file.sha256 if description in known else sha256_file(file.path)
     except OSError as error:
         raise ShardCorruptError(f"{file.path.name}: cannot be read: {error}") from error
     if found != file.sha256:

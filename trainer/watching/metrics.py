@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,6 +116,28 @@ class MetricsWindow:
     def leave_out(self, seconds: float) -> None:
         """Takes time that went into something else off the clock."""
         self._start += seconds
+
+    def state(self) -> dict[str, Any]:
+        """Plain json from which `restore` goes on."""
+        return {
+            "losses": list(self._losses),
+            "num_tokens_KM": self._num_tokens_KM.tolist(),
+            "sums_KM": self._sums_KM.tolist(),
+            "parts_KM": self._parts_KM.tolist(),
+            "tokens_by_task": dict(self._tokens_by_task),
+            "num_sequences": self._num_sequences,
+            "num_rows": self._num_rows,
+            "seconds": time.monotonic() - self._start,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave; the time between does not count."""
+        self._losses = list(state["losses"])
+        self._num_tokens_KM = np.array(state["num_tokens_KM"], np.int64)
+        self._sums_KM, self._parts_KM = np.array([state["sums_KM"], state["parts_KM"]], np.float64)
+        self._tokens_by_task = Counter(state["tokens_by_task"])
+        self._num_sequences, self._num_rows = state["num_sequences"], state["num_rows"]
+        self._start = time.monotonic() - state["seconds"]
 
     def record(self, step: int, last: StepResult) -> Record:
         """Figures of the steps so far; `last` is the last of them, `step` its number."""

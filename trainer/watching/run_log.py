@@ -30,9 +30,18 @@ class RunLog:
     """Takes in the steps and validations of a run, in order."""
 
     def __init__(
-        self, run_dir: Path, plan: Plan, operations: Operations, trackers: Sequence[Tracker], first_step: int
+        self,
+        run_dir: Path,
+        plan: Plan,
+        operations: Operations,
+        trackers: Sequence[Tracker],
+        first_step: int,
+        state: Mapping[str, Any],
     ) -> None:
-        """Goes on behind step `first_step`; lines of later steps, which will be made again, are dropped."""
+        """Goes on behind step `first_step`; lines of later steps, which will be made again, are dropped.
+
+        `state` is what `state` gave there; empty: the next line begins with the next step.
+        """
         self._run_dir, self._plan, self._trackers = run_dir, plan, trackers
         self._symptoms = Symptoms(plan.recipe)
         for line in _drop_later(run_dir / METRICS_NAME, first_step):
@@ -41,6 +50,8 @@ class RunLog:
         _drop_later(run_dir / VALIDATION_NAME, first_step)
         self._operations = operations
         self._window, self._total = MetricsWindow(plan, operations), MetricsWindow(plan, operations)
+        if state:
+            self._window.restore(state)
         self._progress = Progress("train", total=plan.recipe.num_steps - first_step, unit="steps")
         self.last: Record | None = None
         """The newest record; None before the first."""
@@ -72,6 +83,10 @@ class RunLog:
             if answers:
                 tracker.add_text(validation.step, "validation/answers", answers)
 
+    def state(self) -> dict[str, Any]:
+        """Plain json: figures of the steps since the last line."""
+        return self._window.state()
+
     def close(self) -> None:
         """Closes the trackers."""
         for tracker in self._trackers:
@@ -97,6 +112,10 @@ class NoLog:
 
     def add_validation(self, validation: Validation) -> None:
         """Tells nobody."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def close(self) -> None:
         """Closes nothing."""

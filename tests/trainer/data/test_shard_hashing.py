@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-from concurrent.futures import wait
 from contextlib import closing
 from pathlib import Path
 from threading import Event
@@ -12,6 +11,7 @@ from threading import Event
 import pytest
 
 from dmlm.pipeline.errors import ShardCorruptError
+from dmlm.pipeline.storage import sha256_file
 from dmlm.trainer.config import TrainConfig, recipe_from_json
 from dmlm.trainer.data import shard_hashing
 from dmlm.trainer.data.dataset import ShardFile, TrainingData, open_training_data
@@ -35,52 +35,86 @@ def flip_a_bit(tar: Path) -> None:
     tar.write_bytes(data)
 
 
+def num_remembered(run_dir: Path) -> int:
+    return len(json.loads((run_dir / MEMORY_NAME).read_bytes()))
+
+
+def check_until_one_is_written(hasher: ShardHasher, run_dir: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not (run_dir / MEMORY_NAME).is_file() and time.monotonic() < deadline:
+        hasher.check()
+        time.sleep(0.002)
+
+
 def check_all(shards: Path, run_dir: Path) -> set[str]:
     """What is remembered once everything was hashed."""
     with closing(ShardHasher(open_data(shards).files, run_dir)) as hasher:
-        deadline = time.monotonic() + 20
-        while hasher._waiting and time.monotonic() < deadline:
-            hasher.check()
-            time.sleep(0.002)
+        hasher.finish()
     return set(json.loads((run_dir / MEMORY_NAME).read_bytes()))
 
 
-def test_whole_shards_are_remembered_and_not_hashed_again(shards: Path, tmp_path: Path) -> None:
+def test_whole_shards_are_remembered_and_not_hashed_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = check_all(shards, tmp_path)
     assert len(memory) == 2
-    with closing(ShardHasher(open_data(shards).files, tmp_path)) as hasher:
-        assert not hasher._waiting
+    hashed: list[Path] = []
+    monkeypatch.setattr(shard_hashing, "sha256_file", hashed.append)
+    assert check_all(shards, tmp_path) == memory
+    assert not hashed
     assert str(tmp_path) not in (tmp_path / MEMORY_NAME).read_text()
 
 
 def test_what_was_hashed_is_written_once_a_minute_and_at_the_end(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, first_is_written, hash_file = open_data(shards).files, Event(), shard_hashing._hash
+    files, first_is_written = open_data(shards).files, Event()
 
-    def hash_in_turn(file: ShardFile) -> str:
-        assert file == files[0] or first_is_written.wait(20)
-        return hash_file(file)
+    def hash_in_turn(path: Path) -> str:
+        assert path == files[0].path or first_is_written.wait(20)
+        return sha256_file(path)
 
-    def num_remembered() -> int:
-        return len(json.loads((tmp_path / MEMORY_NAME).read_bytes()))
-
-    monkeypatch.setattr(shard_hashing, "_hash", hash_in_turn)
+    monkeypatch.setattr(shard_hashing, "sha256_file", hash_in_turn)
     with closing(ShardHasher(files, tmp_path)) as hasher:
-        wait([hasher._waiting[0]], timeout=20)
-        hasher.check()
+        check_until_one_is_written(hasher, tmp_path)
         first_is_written.set()
-        wait(hasher._waiting, timeout=20)
+        hasher._thread.join(20)
         hasher.check()
-        assert not hasher._waiting
-        assert num_remembered() == 1
-    assert num_remembered() == len(files) == 2
+        assert num_remembered(tmp_path) == 1
+    assert num_remembered(tmp_path) == len(files) == 2
+
+
+def test_a_disk_that_does_not_answer_keeps_no_process_and_loses_nothing(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = tmp_path / "silent.tar"
+    os.mkfifo(silent)  # whoever reads it waits
+    monkeypatch.setattr(shard_hashing, "_CLOSE_SECONDS", 0.2)
+    files = [open_data(shards).files[0], ShardFile(path=silent, sha256="")]
+    with closing(ShardHasher(files, tmp_path)) as hasher:
+        check_until_one_is_written(hasher, tmp_path)
+    assert num_remembered(tmp_path) == 1
+    assert hasher._thread.is_alive()
+    assert hasher._thread.daemon
+    silent.open("wb").close()
+    hasher._thread.join(20)
+    assert not hasher._thread.is_alive()
 
 
 def test_a_flipped_bit_that_only_the_hash_shows_is_found(shards: Path, tmp_path: Path) -> None:
     flip_a_bit(shards / "toy-000001.tar")
     with pytest.raises(ShardCorruptError, match=r"toy-000001.tar: sha256 mismatch \(expected .*, got"):
         check_all(shards, tmp_path)
+
+
+def test_a_tar_that_was_deleted_is_named(shards: Path, tmp_path: Path) -> None:
+    files = open_data(shards).files
+    files[1].path.unlink()
+    with closing(ShardHasher(files, tmp_path)) as hasher:
+        hasher._thread.join(20)
+        with pytest.raises(ShardCorruptError, match=r"^toy-000001\.tar: cannot be read"):
+            hasher.check()
+    assert num_remembered(tmp_path) == 1
 
 
 def test_a_file_written_since_is_hashed_again(shards: Path, tmp_path: Path) -> None:
@@ -102,17 +136,22 @@ def test_a_damaged_memory_means_hashing_again(content: bytes, shards: Path, tmp_
     assert len(check_all(shards, tmp_path)) == 2
 
 
-def test_training_stops_at_a_shard_that_is_not_its_card_s(shards: Path, tmp_path: Path) -> None:
-    flip_a_bit(shards / "toy-000000.tar")
+@pytest.mark.parametrize("num_steps", [1, 100_000])
+def test_no_run_saves_behind_a_shard_that_is_not_its_card_s(
+    num_steps: int, shards: Path, tmp_path: Path
+) -> None:
+    flip_a_bit(shards / "toy-000001.tar")
     recipe = recipe_from_json(
         {
             "name": "long",
-            "num_steps": 100_000,
+            "num_steps": num_steps,
+            "save_every_steps": num_steps,
             "mix": [{"task": "text", "weight": 1}],
             "model": {"num_layers": 1, "width": 8, "num_heads": 1},
             "sequence": {"max_length": 32},
             "batch": {"max_tokens": 32},
         }
     )
-    with pytest.raises(ShardCorruptError, match=r"toy-000000\.tar: sha256 mismatch"):
+    with pytest.raises(ShardCorruptError, match=r"toy-000001\.tar: sha256 mismatch"):
         train(TrainConfig(shards=(shards,), recipe=recipe, out_dir=tmp_path / "run", device="cpu"))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def only_asr(values_M: list[float]) -> npt.NDArray[np.float64]:
     return values_KM
 
 
-def test_records_give_throughput_and_what_was_left_out_costs_none(data: TrainingData) -> None:
+def test_a_restored_window_gives_throughput_and_what_was_left_out_costs_none(data: TrainingData) -> None:
     operations = Operations(per_token=dict.fromkeys(TASKS, 10.0), per_loss_token=5.0, peak_per_second=1e6)
     window = MetricsWindow(plan_of(data), operations)
     result = StepResult(
@@ -138,6 +139,9 @@ def test_records_give_throughput_and_what_was_left_out_costs_none(data: Training
     )
     window.add(result)
     window.leave_out(-10.0)  # ten seconds more
+    state = json.loads(json.dumps(window.state()))
+    window = MetricsWindow(plan_of(data), operations)
+    window.restore(state)
     record = window.record(7, result)
     assert record.seconds == pytest.approx(10, abs=1)
     assert record.tokens_per_second * record.seconds == pytest.approx(128)
