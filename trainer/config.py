@@ -58,6 +58,8 @@ class MixEntry:
     """Share of the tokens of a run, relative to the other entries."""
     source: str = "*"
     """Glob on the corpus, such as `librispeech`."""
+    split: str = "*"
+    """Glob on the split, such as `train-ivr`; of those that the recipe trains on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,14 +221,14 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     sizes = (model.num_layers, model.width, model.num_heads, batch.num_micro_batches, batch.pool_size)
     weights = (recipe.loss.text, recipe.loss.speech, recipe.loss.image)
     shares = (model.dropout, sequence.unit_noise, sequence.text_noise, *optimizer.betas)
-    entries = [(entry.task, entry.source) for entry in recipe.mix]
+    entries = [(entry.task, entry.source, entry.split) for entry in recipe.mix]
     validation = recipe.validation
     rules = (
         (min(steps) >= 1, "num_steps, save_every_steps and log_every_steps must be at least 1"),
         (min(sizes) >= 1, "sizes of model and batch must be at least 1"),
         (bool(entries), "mix needs at least one entry"),
         (all(entry.weight > 0 for entry in recipe.mix), "mix: every weight must be above 0"),
-        (len(entries) == len(set(entries)), "mix names a task and source twice"),
+        (len(entries) == len(set(entries)), "mix names a task, source and split twice"),
         (min(weights) >= 0, "weights of the loss must not be negative"),
         (len(optimizer.betas) == 2, "optimizer.betas must be two numbers"),
         (

@@ -57,14 +57,15 @@ def check_all(folder: Path, shards: Path, one_sample: Path, ranks: Ranks) -> dic
         return TrainConfig(shards=(data,), recipe=recipe, out_dir=folder / name, device="cpu", **more)
 
     results = {
-        "ddp": attempt(config("ddp"), ranks),
         "uneven": attempt(config("uneven", replace(plain, num_steps=2), one_sample), ranks),
         "odd": attempt(config("odd", replace(plain, batch=replace(plain.batch, num_micro_batches=3))), ranks),
     }
-    fsdp2 = replace(plain, parallel="fsdp2")
-    at_step(4, cut_power)
-    results["cut"] = attempt(config("fsdp2", fsdp2), ranks)
-    results["fsdp2"] = attempt(config("fsdp2", fsdp2, resume=True), ranks)
+    for recipe in (plain, replace(plain, parallel="fsdp2")):
+        whole, cut = recipe.parallel, f"{recipe.parallel}_cut"
+        results[whole] = attempt(config(whole, recipe), ranks)
+        at_step(4, cut_power)
+        results[cut] = attempt(config(cut, recipe), ranks)
+        results[f"{whole}_resumed"] = attempt(config(cut, recipe, resume=True), ranks)
     if ranks.rank == 1:
         at_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     results["stopped"] = attempt(config("stopped"), ranks)

@@ -21,6 +21,20 @@ def test_a_recipe_saved_before_there_was_validation_has_none() -> None:
     assert recipe_from_json(content).validation.every_steps == 0
 
 
+def test_a_recipe_saved_before_a_mix_could_choose_splits_is_the_same() -> None:
+    content = load_recipe("demo").to_json()
+    for entry in content["mix"]:
+        del entry["split"]
+    assert recipe_from_json(content) == load_recipe("demo")
+
+
+def test_a_mix_may_name_a_task_once_for_each_split() -> None:
+    mix = [{"task": "asr", "split": split, "weight": 1} for split in ("train-a", "train-b")]
+    assert [entry.split for entry in recipe_from_json({**MINIMAL, "mix": mix}).mix] == ["train-a", "train-b"]
+    with pytest.raises(ConfigError, match="mix names a task, source and split twice"):
+        recipe_from_json({**MINIMAL, "mix": mix + mix[:1]})
+
+
 def test_the_loss_of_the_paper_is_the_default_and_in_its_recipe() -> None:
     for recipe in (recipe_from_json(MINIMAL), load_recipe("paper"), load_recipe("demo")):
         assert (recipe.loss.text, recipe.loss.speech, recipe.loss.image) == (0.93, 0.25, 0.25)
@@ -53,6 +67,8 @@ def test_overrides_replace_values_by_dotted_key() -> None:
         ({"model": {"widht": 3}}, "model: unknown key 'widht'; did you mean 'width'"),
         ({"mix": [{"task": "ars", "weight": 1}]}, r"mix\[0\]: task must be one of .* did you mean 'asr'"),
         ({"mix": [{"task": "asr"}]}, r"mix\[0\]: weight is missing"),
+        ({"mix": [{"task": "asr", "weight": 1, "spilt": "a"}]}, "'spilt'; did you mean 'split'"),
+        ({"mix": [{"task": "asr", "weight": 1, "split": 3}]}, r"mix\[0\]: split must be str, not 3"),
         ({"mix": [{"task": "asr", "weight": 0}]}, "weight must be above 0"),
         ({"mix": []}, "at least one entry"),
         ({"mix": [{"task": "asr", "weight": 1}, {"task": "asr", "weight": 2}]}, "twice"),

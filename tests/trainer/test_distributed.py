@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from dmlm.pipeline.samples import Sample
-from dmlm.trainer.checkpoint import load_checkpoint
+from dmlm.trainer.checkpoint import OPTIMIZER_PATH, load_checkpoint
 from dmlm.trainer.config import TrainConfig, recipe_from_json
 from dmlm.trainer.loop import train
 
@@ -139,14 +139,23 @@ def assert_same_run(run_dir: Path, expected_dir: Path) -> None:
         torch.testing.assert_close(weight, expected_weights[name], rtol=1e-3, atol=1e-5)
 
 
-def test_ddp_on_two_ranks_equals_one_process(outcome: Outcome) -> None:
-    assert_same_run(outcome.folder / "ddp", outcome.folder / "alone")
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_two_ranks_equal_one_process(outcome: Outcome, name: str) -> None:
+    assert_same_run(outcome.folder / name, outcome.folder / "alone")
 
 
-def test_fsdp2_cut_and_resumed_equals_one_process(outcome: Outcome) -> None:
-    assert [result["cut"]["message"] for result in outcome.results] == ["power cut"] * 2
-    assert [result["fsdp2"]["checkpoint"] for result in outcome.results] == [LAST] * 2
-    assert_same_run(outcome.folder / "fsdp2", outcome.folder / "alone")
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_cut_and_resumed_ranks_equal_those_that_were_not_bit_for_bit(outcome: Outcome, name: str) -> None:
+    assert [result[f"{name}_cut"]["message"] for result in outcome.results] == ["power cut"] * 2
+    assert [result[f"{name}_resumed"]["checkpoint"] for result in outcome.results] == [LAST] * 2
+    whole, cut = outcome.folder / name, outcome.folder / f"{name}_cut"
+    for line, expected in zip(metrics(cut), metrics(whole), strict=True):
+        for figure in ("step", "loss", "gradient_norm", "loss_by_modality"):
+            assert line[figure] == expected[figure], (line["step"], figure)
+    for file in ("model.safetensors", OPTIMIZER_PATH):
+        tensors, expected = load_file(cut / LAST / file), load_file(whole / LAST / file)
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors.items()), file
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])

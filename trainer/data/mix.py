@@ -1,6 +1,6 @@
 """The mix: which samples train which task, and in what order they are drawn.
 
-TrainingData -> Group (task × sources) -> Mix -> draws
+TrainingData -> Group (task × sources × splits) -> Mix -> draws
 
 A group's weight is its share of the *tokens*. The next draw comes from the group that is furthest behind its
 share, so shares are exact and need no randomness. All of this follows from the index: no token is read.
@@ -158,7 +158,7 @@ def _build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
     wanted_N = (
         (lengths_N > 0)
         & rows_that_match(data.index["source"], (entry.source,))
-        & rows_that_match(data.index["split"], recipe.splits)
+        & rows_that_match(data.index["split"], recipe.splits, (entry.split,))
     )
     if task.name == "image":
         wanted_N &= _first_of_each(data.index["image_id"])
@@ -166,7 +166,7 @@ def _build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
     rows_N, refused_N = np.flatnonzero(wanted_N & fits_N), np.flatnonzero(wanted_N & ~fits_N)
     templates, template_N = _build_templates(task, rows_N, data, recipe)
     return Group(
-        name=entry.task if entry.source == "*" else f"{entry.task}:{entry.source}",
+        name=_name_of(entry),
         task=task,
         weight=entry.weight if len(rows_N) else 0.0,
         rows_N=rows_N,
@@ -178,6 +178,12 @@ def _build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
             zip(data.index["key"].take(refused_N).to_pylist(), lengths_N[refused_N].tolist(), strict=True)
         ),
     )
+
+
+def _name_of(entry: MixEntry) -> str:
+    """`asr`, `asr:librispeech`, `asr:librispeech/train-ivr`; draws and checkpoints depend on it."""
+    samples = entry.source if entry.split == "*" else f"{entry.source}/{entry.split}"
+    return entry.task if samples == "*" else f"{entry.task}:{samples}"
 
 
 def _build_templates(
@@ -206,10 +212,13 @@ def _encode(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
     return encoded.indices.fill_null(len(values)).to_numpy().astype(np.int64), values
 
 
-def rows_that_match(column: pa.ChunkedArray, patterns: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Whether each value of a column matches one of the patterns (globs); a missing one does not."""
+def rows_that_match(column: pa.ChunkedArray, *choices: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Whether each value of a column matches a pattern (glob) of every choice; a missing one does not."""
     codes_N, values = _encode(column)
-    known = [any(fnmatchcase(value, pattern) for pattern in patterns) for value in values]
+    known = [
+        all(any(fnmatchcase(value, pattern) for pattern in patterns) for patterns in choices)
+        for value in values
+    ]
     return np.array([*known, False])[codes_N]
 
 

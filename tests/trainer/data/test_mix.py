@@ -1,0 +1,81 @@
+"""Entries of the mix that weigh one split of a corpus; test_stream.py has the rest of the mix."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dmlm.pipeline.shards import iter_samples
+from dmlm.trainer.config import Recipe, recipe_from_json
+from dmlm.trainer.data.dataset import TrainingData, open_training_data
+from dmlm.trainer.data.mix import Mix, build_groups
+from dmlm.trainer.watching.plan import make_plan
+from dmlm.trainer.watching.tables import describe_plan
+
+PROMPTS = ("utterance-001", "utterance-002", "utterance-003")
+
+
+def recipe_of(*mix: dict[str, object]) -> Recipe:
+    return recipe_from_json({"name": "r", "num_steps": 9, "mix": list(mix), "sequence": {"max_length": 64}})
+
+
+@pytest.fixture(scope="module")
+def data(
+    token_shards: Path, write_shards: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> TrainingData:
+    """One corpus with two splits to train on, three utterances in the smaller one."""
+    splits = {"train": "train-text", "test": "test"}
+    samples = [
+        replace(sample, split="train-ivr" if sample.key in PROMPTS else splits[sample.split])
+        for sample in iter_samples(token_shards)
+    ]
+    return open_training_data([write_shards(tmp_path_factory.mktemp("splits") / "toy", samples)])
+
+
+def test_one_split_of_a_corpus_can_have_a_weight_of_its_own(data: TrainingData) -> None:
+    recipe = recipe_of(
+        {"task": "asr", "source": "toy", "split": "train-text", "weight": 0.7},
+        {"task": "asr", "source": "toy", "split": "train-ivr", "weight": 0.3},
+    )
+    mix = Mix(build_groups(data, recipe), seed=0)
+    keys = data.index["key"].to_pylist()
+    tokens: Counter[bool] = Counter()
+    for _ in range(2000):
+        draw, length = mix.draw()
+        tokens[keys[mix.rows_D[draw]] in PROMPTS] += length
+    assert tokens[True] / tokens.total() == pytest.approx(0.3, abs=0.01)
+    assert [len(group.rows_N) for group in mix.groups] == [25, 3]
+    assert list(mix.state()) == ["asr:toy/train-text", "asr:toy/train-ivr"]
+
+
+def test_an_entry_without_a_split_takes_all_that_are_trained_on_and_keeps_its_name(
+    data: TrainingData,
+) -> None:
+    groups = build_groups(
+        data,
+        recipe_of(
+            {"task": "asr", "weight": 1},
+            {"task": "asr", "source": "toy", "weight": 1},
+            {"task": "asr", "split": "train-i*", "weight": 1},
+        ),
+    )
+    # The order of an epoch follows from the name.
+    assert {group.name: len(group.rows_N) for group in groups} == {
+        "asr": 28,
+        "asr:toy": 28,
+        "asr:*/train-i*": 3,
+    }
+
+
+def test_no_entry_can_bring_in_a_split_that_is_not_trained_on(data: TrainingData) -> None:
+    recipe = recipe_of({"task": "asr", "weight": 1}, {"task": "asr", "split": "test", "weight": 1})
+    everything, held_out = build_groups(data, recipe)
+    assert (everything.weight, held_out.weight, len(held_out.rows_N)) == (1.0, 0.0, 0)
+
+
+def test_the_plan_names_the_split(data: TrainingData) -> None:
+    recipe = recipe_of({"task": "asr", "source": "toy", "split": "train-ivr", "weight": 1})
+    table = describe_plan(make_plan(build_groups(data, recipe), recipe, seed=0))
+    assert [line.split()[1] for line in table.splitlines() if line.startswith("asr:toy/train-ivr ")] == ["3"]
