@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.tokenizers.pretrained import copy_terms
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +68,9 @@ class Codebook:
         return hashlib.sha256(self._encode()).hexdigest()
 
     def save(self, directory: Path) -> None:
-        """Writes the codebook into `directory`; the json comes last."""
+        """Writes the codebook into `directory`, with the licence of its weights; the json comes last."""
         write_bytes(directory / _FILE, self._encode())
+        copy_terms(self.encoder, directory)
         card = {
             "encoder": self.encoder,
             "features": dict(self.features),

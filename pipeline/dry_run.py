@@ -11,11 +11,14 @@ from dmlm.pipeline.quarantine import LedgerEntry
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Broken, ImageCaption, Sample, Skipped, SourceItem
 from dmlm.pipeline.shard_tasks import ShardTask
-from dmlm.pipeline.shards import TokenCounts, write_shard
+from dmlm.pipeline.shards import FinishedShard, TokenCounts, write_shard
+from dmlm.pipeline.shards.ustar import END_OF_TAR
+from dmlm.pipeline.sources.completeness import warn_of_other_counts
 from dmlm.pipeline.tokenization import TokenizeConfig, TokenizePlan, plan_tokenization
 from dmlm.pipeline.tokenizers.choosing import chosen_codebook
 
 FILES_PER_SPLIT = 20
+NAME = "dry-run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,7 @@ class SplitEstimate:
     audio_seconds: float
     num_tokens: TokenCounts
     num_bytes: int
-    """Of the tars."""
+    """Of the tars and their indexes."""
     seconds: float
     """On this machine, as it is now."""
 
@@ -47,8 +50,10 @@ class DryRunReport:
             hours = sum(split.audio_seconds for split in self.splits) / 3600
             num_bytes = sum(split.num_bytes for split in self.splits)
             seconds = sum(split.seconds for split in self.splits)
+            num_tokens = sum((split.num_tokens for split in self.splits), TokenCounts())
             lines.append(
-                f"all: {hours:.1f} h of audio, {num_bytes / 1e6:.1f} MB, {seconds / 3600:.2f} h to do"
+                f"all: {hours:.1f} h of audio, {num_tokens.describe()}, {num_bytes / 1e6:.1f} MB, "
+                f"{seconds / 3600:.2f} h to do"
             )
         return "\n".join([*lines, "estimated; nothing was written"])
 
@@ -63,6 +68,8 @@ def estimate_run(config: TokenizeConfig) -> DryRunReport:
         config.codebook_dir, config.choice, device=config.device, unit_backend=config.unit_backend
     ) as codebook_dir:
         plan = plan_tokenization(config, codebook_dir)
+        if config.limit is None:
+            warn_of_other_counts(config.source, config.root, plan.tasks.values())
         splits = _group_by_split(item for task in plan.tasks.values() for item in task.items)
         return DryRunReport(splits=tuple(_measure(plan, name, groups) for name, groups in splits.items()))
 
@@ -82,26 +89,21 @@ def _group_by_split(items: Iterable[SourceItem]) -> dict[str, list[list[SourceIt
 
 
 def _measure(plan: TokenizePlan, split: str, groups: list[list[SourceItem]]) -> SplitEstimate:
-    rng = generator_for(0, "dry-run", split)
+    rng = generator_for(0, NAME, split)
     drawn = sorted(rng.permutation(len(groups))[:FILES_PER_SPLIT])
     items = tuple(item for index in drawn for item in groups[index])
     # The first file pays for what is loaded late.
     plan.encoder.encode(ShardTask(name="warm-up", items=tuple(groups[drawn[0]])), lambda: None)
     start = time.monotonic()
-    results = plan.encoder.encode(ShardTask(name="dry-run", items=items), lambda: None)
+    results = plan.encoder.encode(ShardTask(name=NAME, items=items), lambda: None)
     seconds = time.monotonic() - start
     samples = [result for result in results if isinstance(result, Sample)]
     ledger = tuple(result for result in results if isinstance(result, LedgerEntry))
-    with TemporaryDirectory() as scratch:
-        shard = write_shard(
-            Path(scratch),
-            "dry-run",
-            samples,
-            plan.vocabulary,
-            task_sha256="",
-            num_in=len(items),
-            ledger=ledger,
-        )
+    shard, index_bytes = _write(plan, samples, ledger)
+    # The index of a single sample is mostly names of columns, which every shard has once.
+    fixed_bytes = _write(plan, samples[:1])[1] + len(END_OF_TAR)
+    sample_bytes = shard.record.tar_bytes + index_bytes - fixed_bytes
+    num_shards = sum(any(item.split == split for item in task.items) for task in plan.tasks.values())
     scale = len(groups) / len(drawn)
     return SplitEstimate(
         split=split,
@@ -109,9 +111,21 @@ def _measure(plan: TokenizePlan, split: str, groups: list[list[SourceItem]]) -> 
         num_measured=len(drawn),
         audio_seconds=shard.footer.audio_seconds * scale,
         num_tokens=TokenCounts(**_scaled(asdict(shard.record.num_tokens), scale)),
-        num_bytes=round(shard.record.tar_bytes * scale),
+        num_bytes=round(sample_bytes * scale) + fixed_bytes * num_shards,
         seconds=seconds * scale,
     )
+
+
+def _write(
+    plan: TokenizePlan, samples: list[Sample], ledger: tuple[LedgerEntry, ...] = ()
+) -> tuple[FinishedShard, int]:
+    """A shard that is removed again, and the size of its index in bytes."""
+    num_in = len(samples) + len(ledger)
+    with TemporaryDirectory() as scratch:
+        shard = write_shard(
+            Path(scratch), NAME, samples, plan.vocabulary, task_sha256="", num_in=num_in, ledger=ledger
+        )
+        return shard, (Path(scratch) / f"{NAME}.parquet").stat().st_size
 
 
 def _scaled(counts: Mapping[str, int], scale: float) -> dict[str, int]:

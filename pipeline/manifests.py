@@ -26,7 +26,7 @@ class SplitManifest:
     name: str
     partition: Partition
     expected_count: int | None = None
-    """Samples of the whole split; None: depends on what was downloaded, or not known for certain."""
+    """What the whole split has, counted as the corpus says; None: not known, or see `pairs` of the corpus."""
     expected_hours: float | None = None
     url: str | None = None
     sha256: str | None = None
@@ -34,6 +34,19 @@ class SplitManifest:
     """Checksum of the archive at `url`, as its publisher gives it."""
     recordings: tuple[str, ...] = ()
     """Recordings of the split, where a corpus is split by recording; empty: all that no other split names."""
+    remark: str = ""
+    """What else to know about the count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairManifest:
+    """Samples of each whole split of one language pair."""
+
+    name: str
+    """Such as `zh_en`; no region."""
+    train: int
+    dev: int
+    test: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +63,10 @@ class CorpusManifest:
     """Empty: the corpus has no folder of its own, it is whatever `--root` names."""
     text_rule: str
     splits: tuple[SplitManifest, ...]
+    counted: Literal["samples", "recordings"] = "samples"
+    """What the expected counts are counts of."""
+    pairs: tuple[PairManifest, ...] = ()
+    """Counts, where they depend on the language pair."""
     download: str = ""
     """Where the corpus can be had, for people; empty: the user brings it."""
 

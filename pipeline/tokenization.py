@@ -35,6 +35,7 @@ from dmlm.pipeline.shard_tasks import Recipe, ShardTask, plan_shards, task_sha25
 from dmlm.pipeline.shards import CODEBOOK_NAME, FinishedShard, write_shard
 from dmlm.pipeline.shards.format import FORMAT_VERSION
 from dmlm.pipeline.sources import DEFAULT_OPTIONS, Source, SourceOptions, describe_options, open_source
+from dmlm.pipeline.sources.completeness import nothing_to_tokenize, warn_of_other_counts
 from dmlm.pipeline.storage import write_json
 from dmlm.pipeline.tokenize_report import REPORT_NAME, TokenizeReport
 from dmlm.pipeline.tokenizers.choosing import (
@@ -140,6 +141,8 @@ def _tokenize(
     start: float,
 ) -> TokenizeReport:
     plan = plan_tokenization(config, codebook_dir)
+    if config.limit is None:
+        warn_of_other_counts(config.source, config.root, plan.tasks.values())
     earlier = _open_earlier(config, plan)
     _claim(config, plan, is_alone=True)
     finished = find_finished(config.out_dir, plan.tasks, config.remote)
@@ -197,9 +200,7 @@ def plan_tokenization(config: TokenizeConfig, codebook_dir: Path) -> TokenizePla
     units = next((item.inventory for item in items if isinstance(item, UnitLine)), None)
     has_texts = any(isinstance(item, TextLine) for item in items)
     if not (has_speech or has_images or units or has_texts):
-        raise ConfigError(
-            f"{config.source}: nothing to tokenize in {config.root}, {len(items)} items left out"
-        )
+        raise nothing_to_tokenize(config.source, config.root, items)
     check_idle_choice(config.choice, config.unit_backend, config.source, has_speech, has_images)
     encoder = ItemEncoder(
         speech=require(tokenizers.speech, Modality.SPEECH) if has_speech else None,

@@ -7,7 +7,7 @@ from typing import Final
 import dmlm
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.manifests import load_manifest
-from dmlm.pipeline.tokenizers.pretrained import read_part
+from dmlm.pipeline.tokenizers.pretrained import read_terms
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.data.tasks import TASKS, make_template
@@ -165,7 +165,7 @@ def _licences(checkpoint: Checkpoint) -> Iterator[str]:
         except ConfigError:
             yield f"data {name}: not known to dmlm"
     for directory in sorted(Path(checkpoint.codebook_dir).iterdir()):
-        part = read_part(directory) if directory.is_dir() else None
-        if part is not None:
-            yield str(part.terms)
+        terms = read_terms(directory) if directory.is_dir() else None
+        if terms is not None:
+            yield str(terms)
     yield "the model itself: to be filled in by whoever publishes it, within the above"

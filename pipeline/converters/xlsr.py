@@ -1,7 +1,7 @@
 """Reads XLS-R checkpoints of fairseq and fairseq2: `xlsr2_1b_v2.pt` -> an ordinary Hugging Face folder.
 
-The folder holds all blocks, so `--encoder wav2vec2:FOLDER` opens it too. The names of fairseq and of
-fairseq2 do not collide, so one table of rules reads both.
+The folder holds all blocks, so `--encoder wav2vec2:FOLDER` opens it too; `terms.json` in it is the licence.
+The names of fairseq and of fairseq2 do not collide, so one table of rules reads both.
 """
 
 import re
@@ -14,6 +14,7 @@ import torch
 from dmlm.pipeline.converters.checkpoints import State, check_state, load_torch_checkpoint
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.storage import atomic_writer, write_bytes, write_json
+from dmlm.pipeline.tokenizers.pretrained import SEAMLESS, TERMS, write_terms
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Config
@@ -137,4 +138,5 @@ def _write_folder(state: State, config: "Wav2Vec2Config", directory: Path) -> No
         save_file(whole, file.name, metadata={"format": "pt"})
     extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
     write_json(directory / "preprocessor_config.json", extractor.to_dict())
+    write_terms(directory, TERMS[SEAMLESS])
     write_bytes(directory / CONFIG, config.to_json_string().encode())

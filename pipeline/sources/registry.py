@@ -86,7 +86,7 @@ def open_source(
         if split not in present:
             raise ConfigError(
                 f"{name}: no split {split!r} in {corpus_dir}; there are {', '.join(present)}"
-                f"{_where_to_get(manifest, split)}"
+                f"{where_to_get(manifest, split)}"
             )
     return _CorpusSource(
         name=name,
@@ -117,12 +117,14 @@ def _locate(name: str, root: Path) -> Path:
         raise ConfigError(f"{name}: no folder {root}; give --root or set DMLM_DATA")
     places = " or ".join(map(str, candidates))
     raise ConfigError(
-        f"{name}: expected {corpus.EXPECTED} in {places}, found no such files{_where_to_get(manifest)}"
+        f"{name}: expected {corpus.EXPECTED} in {places}, found no such files{where_to_get(manifest)}"
     )
 
 
-def _where_to_get(manifest: CorpusManifest, split: str | None = None) -> str:
-    """Address of an official split, or how to get the whole corpus."""
-    urls = [known.url for known in manifest.splits if known.name == split and known.url]
-    place = urls[0] if urls else manifest.download
+def where_to_get(manifest: CorpusManifest, split: str | None = None) -> str:
+    """End of a message: the address of an official split, or how to get the whole corpus."""
+    known = next((known for known in manifest.splits if known.name == split and known.url), None)
+    place = known.url if known else manifest.download
+    if known and known.md5:
+        place = f"{place} (md5 {known.md5})"
     return f"; get it: {place}" if place else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.storage import write_json
+from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.pipeline.tokenizers import Fingerprint, ImageTokenizer, SpeechTokenizer
 
 SEAMLESS, DALLE = "seamless", "dalle"
@@ -22,6 +22,8 @@ TRANSFORMERS, FAIRSEQ2 = "transformers", "fairseq2"
 DEFAULT_RESOLUTION = 128
 
 PART = "pretrained.json"
+TERMS_NAME = "terms.json"
+"""Licence of weights that dmlm converted, beside them and in every codebook fitted on them."""
 
 _logger = logging.getLogger(__name__)
 
@@ -135,6 +137,37 @@ def read_part(directory: Path) -> PretrainedPart | None:
     if not is_whole:
         raise CorruptInputError(f"{path}: names {part.name}, which this dmlm does not know")
     return part
+
+
+def write_terms(directory: Path, terms: WeightsTerms) -> None:
+    """Puts the licence of weights beside them."""
+    write_json(directory / TERMS_NAME, asdict(terms))
+
+
+def copy_terms(encoder: str, directory: Path) -> None:
+    """Takes over into a codebook what lies beside the weights of an encoder such as `wav2vec2:DIR`."""
+    family, _, place = encoder.partition(":")
+    path = Path(place or family).expanduser() / TERMS_NAME
+    if path.is_file():
+        write_bytes(directory / TERMS_NAME, path.read_bytes())
+
+
+def read_terms(directory: Path) -> WeightsTerms | None:
+    """Licence of the weights behind a part of a codebook folder; None: none that dmlm knows of.
+
+    Raises:
+        CorruptInputError: The part is damaged.
+    """
+    if part := read_part(directory):
+        return part.terms
+    path = directory / TERMS_NAME
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        return WeightsTerms(**{**content, "modality": Modality(content["modality"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptInputError(f"{path}: damaged ({error}); build the codebook again") from error
 
 
 def check_name(name: str, modality: Modality) -> None:

@@ -23,6 +23,7 @@ from dmlm.pipeline.tokenizers.pretrained import (
     open_image_part,
     open_speech_part,
     read_part,
+    read_terms,
 )
 
 CARD = "codebook.json"
@@ -87,9 +88,9 @@ class Tokenizers:
 
     @property
     def terms(self) -> list[WeightsTerms]:
-        """Licences of the weights that are named; none of those that were fitted here."""
-        parts = [read_part(self.directory / modality) for modality in (Modality.SPEECH, Modality.IMAGE)]
-        return [part.terms for part in parts if part]
+        """Licences of the weights that are named, or that a codebook was fitted on, as far as known."""
+        found = [read_terms(self.directory / modality) for modality in (Modality.SPEECH, Modality.IMAGE)]
+        return [terms for terms in found if terms]
 
 
 def is_codebook(directory: Path) -> bool:

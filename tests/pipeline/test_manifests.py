@@ -59,6 +59,16 @@ def test_ami_partition_has_the_official_sizes_and_no_meeting_twice():
         "test": 16,
     }
     assert not set(splits["dev"]) & set(splits["test"])
+    counts = {split.name: split.expected_count for split in load_manifest("ami").splits}
+    assert counts == {"train": 171 - 18 - 16, "dev": 18, "test": 16}
+
+
+def test_covost_has_counts_of_all_pairs_into_english_and_out_of_it():
+    pairs = load_manifest("covost").pairs
+    into_english = [pair for pair in pairs if pair.name.endswith("_en")]
+    from_english = [pair for pair in pairs if pair.name.startswith("en_")]
+    assert (len(into_english), len(from_english), len({pair.name for pair in pairs})) == (21, 15, 36)
+    assert {(pair.train, pair.dev, pair.test) for pair in from_english} == {(289_430, 15_531, 15_531)}
 
 
 def test_whisper_weights_are_pinned_to_the_installed_file():

@@ -10,6 +10,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from dmlm.pipeline.converters.xlsr import convert_xlsr, xlsr_1b_config
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
+from dmlm.pipeline.tokenizers.pretrained import SEAMLESS, TERMS, read_terms
 
 State = dict[str, torch.Tensor]
 
@@ -122,7 +123,14 @@ def test_second_conversion_reads_nothing(checkpoint: Path, config: Wav2Vec2Confi
     files = sorted(path.name for path in (tmp_path / "xlsr").iterdir())
     checkpoint.unlink()
     convert_xlsr(checkpoint, tmp_path / "xlsr", config)
-    assert files == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert files == ["config.json", "model.safetensors", "preprocessor_config.json", "terms.json"]
+
+
+def test_converted_folder_says_its_licence(checkpoint: Path, config: Wav2Vec2Config, tmp_path: Path) -> None:
+    convert_xlsr(checkpoint, tmp_path / "xlsr", config)
+    terms = read_terms(tmp_path / "xlsr")
+    assert terms == TERMS[SEAMLESS]
+    assert "CC BY-NC 4.0, not for commercial use" in str(terms)
 
 
 def test_conversion_that_was_interrupted_is_done_again(

@@ -75,7 +75,8 @@ def test_wrong_root_says_in_one_line_what_was_expected_where_and_how_to_get_it(t
 
 def test_missing_official_split_comes_with_its_address(root):
     with pytest.raises(
-        ConfigError, match=r"get it: https://www\.openslr\.org/resources/12/test-other\.tar\.gz"
+        ConfigError,
+        match=r"get it: https://www\.openslr\.org/resources/12/test-other\.tar\.gz \(md5 fb5a5037",
     ):
         open_source("librispeech", root, splits=["test-other"])
 

@@ -4,6 +4,7 @@ The Seamless codec here is the real class on small random weights: 1 GB of true 
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.encoders.wav2vec2 import Wav2Vec2Encoder
@@ -29,21 +30,21 @@ from dmlm.pipeline.tokenizers.registry import load_tokenizers
 from dmlm.pipeline.tokenizers.seamless import SeamlessTokenizer
 
 NUM_UNITS = 30
+SMALL = Wav2Vec2Config(
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=64,
+    conv_dim=(16,) * 7,
+    do_stable_layer_norm=True,
+    feat_extract_norm="layer",
+)
 
 
 def open_small_codec(directory: Path, *, device: str, backend: str) -> SeamlessTokenizer:
     """The codec on the weights of a seed that `directory` holds."""
     torch.manual_seed(int((directory / "seed").read_text()))
-    config = Wav2Vec2Config(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=64,
-        conv_dim=(16,) * 7,
-        do_stable_layer_norm=True,
-        feat_extract_norm="layer",
-    )
-    encoder = Wav2Vec2Encoder(Wav2Vec2Model(config), layer=2, device=device)
+    encoder = Wav2Vec2Encoder(Wav2Vec2Model(SMALL), layer=2, device=device)
     centroids_KD = np.random.default_rng(0).standard_normal((NUM_UNITS, 32)).astype(np.float32)
     return SeamlessTokenizer(encoder, centroids_KD, "0" * 64)
 
@@ -107,6 +108,32 @@ def test_data_set_without_a_codebook_names_its_tokenizers(
     assert not list((out_dir / "codebook").rglob("*.safetensors"))  # named, not copied
 
 
+@pytest.mark.parametrize("has_terms", [True, False])
+def test_licence_beside_the_weights_goes_along_with_what_is_fitted_on_them(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, *, has_terms: bool
+) -> None:
+    Wav2Vec2Model(SMALL).save_pretrained(tmp_path / "xlsr")
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "xlsr")
+    if has_terms:
+        pretrained.write_terms(tmp_path / "xlsr", pretrained.TERMS[pretrained.SEAMLESS])
+    build = BuildCodebookConfig(
+        root=root,
+        out_dir=tmp_path / "codebook",
+        encoder=f"wav2vec2:{tmp_path / 'xlsr'}",
+        layer=2,
+        num_clusters=5,
+        text_tokenizer="bpe:256",
+        device="cpu",
+    )
+    build_codebook(build)
+    tokenize_librispeech(root, tmp_path / "out", tmp_path / "codebook")
+    terms = "; speech tokens made with Seamless weights (CC BY-NC 4.0, not for commercial use)"
+    assert load_dataset_card(tmp_path / "out").licence == "CC BY 4.0" + (terms if has_terms else "")
+    assert ("that binds whatever is trained on them" in caplog.text) == has_terms
+    shutil.rmtree(tmp_path / "xlsr")  # the data set may go where the weights are not
+    assert (pretrained.read_terms(tmp_path / "out" / "codebook" / "speech") is not None) == has_terms
+
+
 def test_chosen_part_takes_the_place_of_the_codebooks(root: Path, weights: Path, tmp_path: Path) -> None:
     build = BuildCodebookConfig(
         root=root, out_dir=tmp_path / "mfcc", encoder="mfcc", num_clusters=5, text_tokenizer="bpe:260"
@@ -167,6 +194,11 @@ def test_damaged_part_is_corrupt(tmp_path: Path) -> None:
         (tmp_path / "pretrained.json").write_text(content)
         with pytest.raises(CorruptInputError, match=r"pretrained\.json"):
             pretrained.read_part(tmp_path)
+    (tmp_path / "pretrained.json").unlink()
+    for content in ("{", "[]", "{}", '{"modality": "smell"}', '{"modality": "speech"}'):
+        (tmp_path / "terms.json").write_text(content)
+        with pytest.raises(CorruptInputError, match=r"terms\.json"):
+            pretrained.read_terms(tmp_path)
 
 
 @pytest.mark.parametrize(
