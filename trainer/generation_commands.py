@@ -4,9 +4,10 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -35,12 +36,31 @@ def decoding_options(command: Callable[..., T]) -> Callable[..., T]:
     @click.option("--temperature", type=float, default=0.0, help="Of sampling.  [default: greedy]")
     @click.option("--top-p", type=float, default=1.0, show_default=True, help="Of sampling: the nucleus.")
     @click.option("--seed", default=0, show_default=True, help="Of sampling.")
+    @click.option(
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Of beams: the log-probability is divided by the length to this power, so more favours longer.",
+    )
+    @click.option(
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        help="Longest output.  [default: plausible for the task]",
+    )
+    @click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=32,
+        show_default=True,
+        help="Rows decoded side by side; fewer where memory ends.",
+    )
     @wraps(command)
-    def with_decoding(num_beams: int, temperature: float, top_p: float, seed: int, **others: object) -> T:
+    def with_decoding(**options: Any) -> T:
         from dmlm.trainer.decoding import DecodingConfig
 
-        decoding = DecodingConfig(num_beams=num_beams, temperature=temperature, top_p=top_p, seed=seed)
-        return command(decoding=decoding, **others)
+        decoding = DecodingConfig(**{f.name: options.pop(f.name) for f in fields(DecodingConfig)})
+        return command(decoding=decoding, **options)
 
     return with_decoding
 
@@ -74,7 +94,17 @@ def language_option(what: str) -> Callable[[Callable[..., T]], Callable[..., T]]
 )
 @click.option("--vocoder", type=click.Path(path_type=Path), help="Of t2s: what `train-vocoder` wrote.")
 @click.option(
-    "--root", type=folder, help="Of t2s: the corpora, to hear the recordings too; folder or address."
+    "--root",
+    type=folder,
+    envvar="DMLM_DATA",
+    show_envvar=True,
+    help="Of t2s: the corpora, to hear the recordings too; folder or address.",
+)
+@click.option(
+    "--listener",
+    default="whisper:tiny.en",
+    show_default=True,
+    help="Of t2s: the Whisper that hears, name or path; tiny.en hears English only.",
 )
 @decoding_options
 @click.option("--out", "out_path", type=click.Path(path_type=Path), help="[default: CHECKPOINT/TASK.json]")
@@ -89,6 +119,7 @@ def evaluate(
     keys: tuple[str, ...],
     vocoder: Path | None,
     root: Path | RemoteFolder | None,
+    listener: str,
     out_path: Path | None,
     limit: int | None,
     device: str,
@@ -99,6 +130,9 @@ def evaluate(
     Without --split, every split that was not trained on is scored. Of t2s, FILE.speech/*.wav is what it says.
 
     Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech --task asr --out asr.json
+
+    Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/covost --task s2tt --beams 4
+    --length-penalty 0.8 --batch-size 16
     """
     from dmlm.trainer.checkpoint import resolve_checkpoint
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
@@ -114,7 +148,8 @@ def evaluate(
         splits=splits or None,
         keys=keys or ("*",),
         vocoder=vocoder,
-        root=None if root is None else resolve_root(root, None),
+        root=None if root is None or task != "t2s" else resolve_root(root, None),
+        listener=listener,
         decoding=decoding,
         out_path=out_path,
         limit=limit,
@@ -135,6 +170,8 @@ def transcribe(
     """Transcribe audio files of any length with a trained checkpoint.
 
     Example:  dmlm-cli transcribe --checkpoint runs/first hello.wav meeting.flac
+
+    Example:  dmlm-cli transcribe --checkpoint runs/first --beams 4 --batch-size 8 meeting.flac
     """
     from dmlm.trainer.decoding.transcription import transcribe
 
@@ -153,6 +190,8 @@ def translate(
     """Translate the speech in audio files of any length with a trained checkpoint.
 
     Example:  dmlm-cli translate --checkpoint runs/first --to de hello.wav
+
+    Example:  dmlm-cli translate --checkpoint runs/first --to de --beams 4 --length-penalty 0.8 hello.wav
     """
     from dmlm.trainer.decoding.transcription import transcribe
 
@@ -171,6 +210,8 @@ def caption(
     """Say what image files show, with a trained checkpoint.
 
     Example:  dmlm-cli caption --checkpoint runs/first cat.jpg dog.png
+
+    Example:  dmlm-cli caption --checkpoint runs/first --max-new-tokens 32 cat.jpg
     """
     from dmlm.trainer.decoding.captioning import caption
 
@@ -226,4 +267,7 @@ def _print_texts(results: "Iterable[Transcript | Caption]") -> int:
             code = ExitCode.CORRUPT_INPUT
         else:
             click.echo(f"{result.path}\t{result.text}")
+            if not result.is_finished:
+                reason = "it reached the limit of tokens, or the end of the model's context"
+                click.echo(f"dmlm-cli: {result.path}: the text was cut: {reason}", err=True)
     return code

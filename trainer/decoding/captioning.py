@@ -8,12 +8,11 @@ from typing import Final
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import ConfigError, ImageError
 from dmlm.pipeline.images import load_image
-from dmlm.pipeline.samples import Modality, Pixels, Sample, TokenArray
+from dmlm.pipeline.samples import Pixels, Sample, TokenArray
 from dmlm.pipeline.tokenizers.registry import Tokenizers
-from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
-from dmlm.trainer.decoding.generation import GREEDY, generate
+from dmlm.trainer.decoding.generation import GREEDY, GeneratedText, generate_texts
 
 FILES_AT_ONCE: Final = 32
 
@@ -24,6 +23,8 @@ class Caption:
 
     path: Path
     text: str = ""
+    is_finished: bool = True
+    """False: it was cut by a limit, or there was no room for it."""
     error: ImageError | None = None
 
 
@@ -59,8 +60,11 @@ def caption(
         part = files[start : start + FILES_AT_ONCE]
         texts = iter(_describe(checkpoint, list(tokenizer.encode(_load(part, errors))), language, decoding))
         for number, path in enumerate(part):
-            error = errors.get(number)
-            yield Caption(path=path, text="" if error else next(texts), error=error)
+            if number in errors:
+                yield Caption(path=path, error=errors[number])
+                continue
+            found = next(texts)
+            yield Caption(path=path, text=found.text, is_finished=found.is_finished)
 
 
 def _load(files: Sequence[Path], errors: dict[int, ImageError]) -> Iterator[Pixels]:
@@ -74,11 +78,9 @@ def _load(files: Sequence[Path], errors: dict[int, ImageError]) -> Iterator[Pixe
 
 def _describe(
     checkpoint: Checkpoint, codes: Sequence[TokenArray], language: str, decoding: DecodingConfig
-) -> list[str]:
+) -> list[GeneratedText]:
     samples = [
         Sample(key=str(index), source="", split="", language=language, image_tokens=tokens)
         for index, tokens in enumerate(codes)
     ]
-    outputs = {output.index: output.tokens for output in generate(checkpoint, "i2t", samples, decoding)}
-    text_tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
-    return [text_tokenizer.decode(outputs[index]).strip() for index in range(len(codes))]
+    return generate_texts(checkpoint, "i2t", samples, decoding)

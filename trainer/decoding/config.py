@@ -20,11 +20,15 @@ class DecodingConfig:
     """Of sampling; what comes out depends on it and on the place of the prompt, not on the batch."""
     batch_size: int = 32
     """Rows side by side; a prompt takes as many as it has beams."""
+    max_new_tokens: int | None = None
+    """Longest output; None: what the task makes plausible."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a number is out of its range."""
         if self.num_beams < 1 or self.batch_size < 1:
             raise ConfigError("num_beams and batch_size must be at least 1")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError("max_new_tokens must be at least 1")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ConfigError("temperature must not be below 0, and top_p must be in (0, 1]")
         if self.num_beams > 1 and self.temperature > 0:

@@ -10,7 +10,8 @@ from statistics import median
 from typing import Final, Self
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.samples import Sample, TokenArray
+from dmlm.pipeline.samples import Modality, Sample, TokenArray
+from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.data.tasks import TASKS, build_prompt
 from dmlm.trainer.decoding import DecodingConfig, constraint_of, decode
@@ -38,6 +39,15 @@ class Generated:
     """From the start of reading its prompt to its first token; NaN where there was no room for any."""
     num_prompt: int
     """Tokens of the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedText:
+    """The target of one sample, read as text."""
+
+    text: str
+    is_finished: bool
+    """False: it was cut by a limit, or there was no room for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +85,6 @@ def generate(
     task: str,
     samples: Sequence[Sample],
     config: DecodingConfig = GREEDY,
-    *,
-    max_new_tokens: Sequence[int] | None = None,
 ) -> Iterator[Generated]:
     """Yields the target of every sample; similar lengths together, not in order.
 
@@ -84,8 +92,7 @@ def generate(
         checkpoint: Model and vocabulary.
         task: A key of `TASKS` that has a source.
         samples: They need the task's source, and the language of its target where training had one.
-        config: How tokens are chosen.
-        max_new_tokens: Longest target of each sample; None: what the task makes plausible.
+        config: How tokens are chosen, and how many at most.
 
     Raises:
         ConfigError: The task has no source, or a language has no token.
@@ -95,10 +102,12 @@ def generate(
         raise ConfigError(f"task {task}: has no source to start from")
     sequence, vocabulary = checkpoint.settings.recipe.sequence, checkpoint.vocabulary
     prompts = [build_prompt(TASKS[task], sample, vocabulary, sequence) for sample in samples]
-    if max_new_tokens is None:
-        max_new_tokens = [_longest(task, len(getattr(sample, f"{source}_tokens"))) for sample in samples]
+    limits = [
+        config.max_new_tokens or _longest(task, len(getattr(sample, f"{source}_tokens")))
+        for sample in samples
+    ]
     constraint = constraint_of(task, vocabulary)
-    outputs = decode(checkpoint.model, prompts, constraint, config, max_new_tokens=max_new_tokens)
+    outputs = decode(checkpoint.model, prompts, constraint, config, max_new_tokens=limits)
     for output in outputs:
         yield Generated(
             index=output.index,
@@ -107,6 +116,18 @@ def generate(
             first_token_seconds=output.first_token_seconds,
             num_prompt=len(prompts[output.index]),
         )
+
+
+def generate_texts(
+    checkpoint: Checkpoint, task: str, samples: Sequence[Sample], config: DecodingConfig = GREEDY
+) -> list[GeneratedText]:
+    """The target of every sample as text, in order; of a task whose target is text. Else as `generate`."""
+    tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
+    outputs = sorted(generate(checkpoint, task, samples, config), key=lambda output: output.index)
+    return [
+        GeneratedText(text=tokenizer.decode(output.tokens).strip(), is_finished=output.is_finished)
+        for output in outputs
+    ]
 
 
 def _longest(task: str, num_source_tokens: int) -> int:

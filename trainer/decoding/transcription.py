@@ -13,13 +13,12 @@ import numpy as np
 from dmlm.pipeline.audio import load_waveform, recording_seconds
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import AudioError, ConfigError
-from dmlm.pipeline.samples import Modality, Sample, TokenArray, Waveform
+from dmlm.pipeline.samples import Sample, TokenArray, Waveform
 from dmlm.pipeline.tokenizers import SpeechTokenizer
 from dmlm.pipeline.tokenizers.registry import Tokenizers
-from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
-from dmlm.trainer.decoding.generation import GREEDY, generate
+from dmlm.trainer.decoding.generation import GREEDY, GeneratedText, generate_texts
 
 MAX_WINDOW_SECONDS: Final = 30.0
 """Whisper's window; training data holds hardly anything longer."""
@@ -43,6 +42,8 @@ class Transcript:
     text: str = ""
     duration_seconds: float = 0.0
     """Of the audio."""
+    is_finished: bool = True
+    """False: the text of a window was cut by a limit, or there was no room for it."""
     error: AudioError | None = None
 
 
@@ -98,7 +99,7 @@ def text_of_units(
     languages: Sequence[str | None],
     task: SpeechTask = "asr",
     decoding: DecodingConfig = GREEDY,
-) -> list[str]:
+) -> list[GeneratedText]:
     """Text of each array of speech units, in order, or its translation; `languages` are of the texts."""
     samples = [
         Sample(
@@ -111,9 +112,7 @@ def text_of_units(
         )
         for index, (tokens, language) in enumerate(zip(units, languages, strict=True))
     ]
-    text_tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
-    outputs = {output.index: output.tokens for output in generate(checkpoint, task, samples, decoding)}
-    return [text_tokenizer.decode(outputs[index]).strip() for index in range(len(units))]
+    return generate_texts(checkpoint, task, samples, decoding)
 
 
 def cut_recording(path: Path, window_seconds: float, sampling_rate_hz: int) -> Iterator[Waveform]:
@@ -155,8 +154,9 @@ def _write_out(
         parts = [next(texts) for _ in recording.units]
         yield Transcript(
             path=recording.path,
-            text=" ".join(part for part in parts if part),
+            text=" ".join(part.text for part in parts if part.text),
             duration_seconds=recording_seconds(recording.path),
+            is_finished=all(part.is_finished for part in parts),
         )
 
 

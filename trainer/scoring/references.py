@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,10 +12,12 @@ from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.shards import DatasetCard, ShardReader, load_dataset_card, open_shard
 from dmlm.pipeline.shards.format import MODALITY_OF
+from dmlm.pipeline.storage import sha256_json
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.data.tasks import TASKS
 
 SCORED_TASKS: Final = ("asr", "s2tt", "i2t", "t2s")
+_TEXT_MEMBERS: Final = ("text", "translation")
 
 _logger = logging.getLogger(__name__)
 
@@ -41,10 +43,35 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoredShard:
-    """A shard and the text rule of its data set."""
+    """A shard, and what of its data set is wanted."""
 
     reader: ShardReader
     text_rule: str
+    dataset_sha256: str
+    """As a checkpoint remembers the data sets of its training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingTexts:
+    """Texts and translations that a checkpoint was trained on, as far as its data sets were given."""
+
+    hashes: Set[str]
+    words: Set[str]
+    """As `words_of` gives them."""
+    is_complete: bool
+    """Every data set of the training was searched."""
+
+    def has_text_of(self, reference: Reference) -> bool | None:
+        """Whether one of its texts was trained on; None: not found, but not everything was searched."""
+        return not self.hashes.isdisjoint(reference.hashes) or self._not_found
+
+    def has_words_of(self, reference: Reference) -> bool | None:
+        """Whether all of its words were trained on; None: not found, but not everything was searched."""
+        return self.words >= {*words_of(" ".join(reference.texts))} or self._not_found
+
+    @property
+    def _not_found(self) -> bool | None:
+        return False if self.is_complete else None
 
 
 def open_matching_shards(directories: Sequence[Path], checkpoint: Checkpoint, task: str) -> list[ScoredShard]:
@@ -59,8 +86,11 @@ def open_matching_shards(directories: Sequence[Path], checkpoint: Checkpoint, ta
     for directory in directories:
         card = load_dataset_card(directory)
         _check_fingerprints(checkpoint, directory, card, task)
+        sha256 = sha256_json(card.to_json())
         shards += [
-            ScoredShard(reader=open_shard(directory, record.name), text_rule=card.text_rule)
+            ScoredShard(
+                reader=open_shard(directory, record.name), text_rule=card.text_rule, dataset_sha256=sha256
+            )
             for record in card.shards
         ]
     return shards
@@ -118,27 +148,29 @@ def read_references(
         yield _join(gathered)
 
 
-def training_text_hashes(shards: Sequence[ScoredShard], trained_splits: Sequence[str], task: str) -> set[str]:
-    """Hashes of all texts of the task's kind in the splits that the checkpoint was trained on."""
-    column = _hash_column(_text_member(task))
-    return {
-        row[column]
-        for shard in shards
-        for row in shard.reader.index.select(["split", column]).to_pylist()
-        if row[column] and _matches(row["split"], trained_splits)
-    }
-
-
-def training_words(shards: Sequence[ScoredShard], trained_splits: Sequence[str], task: str) -> set[str]:
-    """Words, as `words_of` gives them, of all texts of the task's kind in the splits trained on."""
-    member = _text_member(task)
-    return {
-        word
-        for shard in shards
-        for row in shard.reader.index.select(["split", member]).to_pylist()
-        if row[member] and _matches(row["split"], trained_splits)
-        for word in words_of(row[member])
-    }
+def read_training_texts(shards: Sequence[ScoredShard], checkpoint: Checkpoint) -> TrainingTexts:
+    """Reads the splits trained on; warns of every data set of the training that is not among the shards."""
+    opened = {shard.dataset_sha256 for shard in shards}
+    missing = [dataset for dataset in checkpoint.settings.datasets if dataset.sha256 not in opened]
+    for dataset in missing:
+        _logger.warning(
+            "the training data set %s (sha256 %.8s) is not searched for the references: "
+            "give its folder as --train-shards",
+            dataset.name,
+            dataset.sha256,
+        )
+    hashes: set[str] = set()
+    words: set[str] = set()
+    columns = [name for member in _TEXT_MEMBERS for name in (member, _hash_column(member))]
+    for shard in shards:
+        for row in shard.reader.index.select(["split", *columns]).to_pylist():
+            if not _matches(row["split"], checkpoint.settings.recipe.splits):
+                continue
+            for member in _TEXT_MEMBERS:
+                if row[member]:
+                    hashes.add(row[_hash_column(member)])
+                    words.update(words_of(row[member]))
+    return TrainingTexts(hashes=hashes, words=words, is_complete=not missing)
 
 
 def words_of(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 Suffixes: B window, M mel band, T mel frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +40,18 @@ class Listener:
         self.name = name
         self._model: Any = _open_whisper(find_whisper_weights(name)).to(open_device(device))
 
+    def check_languages(self, languages: Iterable[str | None]) -> None:
+        """Raises ConfigError where a language is one that this Whisper does not know."""
+        from whisper.tokenizer import LANGUAGES
+
+        known = LANGUAGES if self._model.is_multilingual else (ENGLISH,)
+        if unknown := sorted({language or ENGLISH for language in languages}.difference(known)):
+            what = "many languages" if self._model.is_multilingual else "English only"
+            raise ConfigError(
+                f"{self.name} hears {what}, but not {', '.join(unknown)}; "
+                "give a Whisper that does: evaluate --listener NAME"
+            )
+
     def hear(
         self,
         waveforms: Sequence[Waveform],
@@ -51,6 +63,7 @@ class Listener:
         Raises:
             ConfigError: A language that this Whisper does not know.
         """
+        self.check_languages(languages)
         texts: list[list[str]] = [[] for _ in waveforms]
         resampled = [resample(waveform, rate_hz) for waveform in waveforms]
         windows = [
@@ -73,8 +86,6 @@ class Listener:
         from whisper.audio import log_mel_spectrogram, pad_or_trim
         from whisper.decoding import DecodingOptions, decode
 
-        if language != ENGLISH and not self._model.is_multilingual:
-            raise ConfigError(f"{self.name} hears English only, not {language}; name a multilingual Whisper")
         mels = [
             log_mel_spectrogram(pad_or_trim(torch.from_numpy(np.ascontiguousarray(window))), self._num_mels)
             for window in windows

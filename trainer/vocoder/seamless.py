@@ -35,6 +35,8 @@ SPEAKER: Final = 0
 class CodeHifiGan:
     """A Seamless vocoder; a UnitVocoder."""
 
+    waveform_maker: str = "seamless"
+
     def __init__(self, model: Any, language_ids: Mapping[str, int], device: torch.device) -> None:
         """Takes transformers' `SeamlessM4TCodeHifiGan` or `…v2CodeHifiGan` with its weights."""
         self._model = model.to(device).eval().requires_grad_(False)

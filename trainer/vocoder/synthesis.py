@@ -18,7 +18,13 @@ from dmlm.trainer.vocoder.checkpoint import Vocoder, check_units, load_vocoder
 from dmlm.trainer.vocoder.mel import SAMPLING_RATE_HZ
 from dmlm.trainer.vocoder.model import count_mel_frames, draw_out, mel_positions
 from dmlm.trainer.vocoder.seamless import is_seamless_model, open_code_hifigan
-from dmlm.trainer.vocoder.waveforms import MelToWaveform, open_mel_to_waveform
+from dmlm.trainer.vocoder.waveforms import (
+    GENERATOR,
+    GRIFFIN_LIM,
+    MelToWaveform,
+    griffin_lim,
+    open_mel_to_waveform,
+)
 
 
 class UnitVocoder(Protocol):
@@ -27,6 +33,10 @@ class UnitVocoder(Protocol):
     @property
     def sampling_rate_hz(self) -> int:
         """Of its waveforms."""
+
+    @property
+    def waveform_maker(self) -> str:
+        """Name of what makes the waveforms, such as `hifigan:universal`."""
 
     def speak(self, units: TokenArray, *, are_runs: bool, language: str | None = None) -> Waveform:
         """Speech in [-1, 1]; empty when there are no units.
@@ -50,6 +60,7 @@ class TrainedVocoder:
         """Takes what `load_vocoder` gave."""
         self._voice, self._num_units = vocoder.voice.to(device), vocoder.num_units
         self._to_waveform, self._device = to_waveform, device
+        self.waveform_maker = GRIFFIN_LIM if to_waveform is griffin_lim else GENERATOR
 
     def speak(self, units: TokenArray, *, are_runs: bool, language: str | None = None) -> Waveform:
         """As UnitVocoder; the language makes no difference."""

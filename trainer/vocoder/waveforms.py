@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import SpeechT5HifiGan
 
 GENERATOR: Final = "hifigan:universal"
+GRIFFIN_LIM: Final = "griffin-lim"
 NUM_ROUNDS: Final = 60
 """Of Griffin-Lim."""
 MOMENTUM: Final = 0.99

@@ -108,6 +108,9 @@ def test_command_prints_a_line_for_each_image(painted_run: PaintedRun, capsys) -
     assert run(["caption", "--checkpoint", str(painted_run.run), "--device", "cpu", *files]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"{files[0]}\tIt is red.", f"{files[1]}\tIt is green."]
+    command = ["caption", "--checkpoint", str(painted_run.run), "--device", "cpu", "--max-new-tokens", "2"]
+    assert run([*command, files[0]]) == 0
+    assert f"{files[0]}: the text was cut" in capsys.readouterr().err
 
 
 def test_every_image_is_scored_once_against_all_its_captions(

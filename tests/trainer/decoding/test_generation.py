@@ -24,7 +24,11 @@ from dmlm.trainer.data.tasks import TASKS
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.generation import Generated, generate
 from dmlm.trainer.loop import train
-from dmlm.trainer.scoring.references import open_matching_shards, read_references
+from dmlm.trainer.scoring.references import (
+    open_matching_shards,
+    read_references,
+    read_training_texts,
+)
 from dmlm.trainer.scoring.task_scoring import SCORERS, neighbours
 
 FOUR_TASKS = ("asr", "s2tt", "t2s", "i2t")
@@ -84,9 +88,12 @@ def test_captions_that_were_learnt_come_out(checkpoint: Checkpoint, token_shards
 
 def test_limits_are_kept(checkpoint: Checkpoint, token_shards: Path) -> None:
     samples = samples_for("t2s", token_shards)[:5]
-    outputs = run(checkpoint, "t2s", samples, max_new_tokens=[0, 1, 2, 1, 2])
-    assert [len(output.tokens) for output in outputs] == [0, 1, 2, 1, 2]
-    assert not any(output.is_finished for output in outputs)
+    for limit in (1, 2):
+        outputs = run(checkpoint, "t2s", samples, config=DecodingConfig(max_new_tokens=limit))
+        assert [len(output.tokens) for output in outputs] == [limit] * 5
+        assert not any(output.is_finished for output in outputs)
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        DecodingConfig(max_new_tokens=0)
 
 
 def test_task_without_source_is_refused(checkpoint: Checkpoint) -> None:
@@ -155,6 +162,33 @@ def test_translations_are_scored_in_their_own_language(
     assert (
         len(run(checkpoint, "s2tt", [r.sample for r in references], config=DecodingConfig(num_beams=2))) == 2
     )
+
+
+def test_training_texts_are_looked_for_among_texts_and_translations(
+    checkpoint: Checkpoint, write_shards, tmp_path: Path
+) -> None:
+    words = np.array([100], np.int32)
+    trained = Sample(
+        key="t-0",
+        source="text",
+        split="train",
+        text="das Haus",
+        language="de",
+        text_tokens=words,
+        translation="a tree",
+        translation_language="en",
+        translation_tokens=words,
+    )
+    spoken = replace(trained, key="u-0", split="test", speech_tokens=np.array([1, 2], np.int32))
+    house = replace(spoken, text="the house", translation="das Haus")
+    tree = replace(spoken, key="u-1", text="a tree", translation="ein Baum")
+    written = write_shards(tmp_path / "training", [trained]), write_shards(tmp_path / "test", [house, tree])
+    training_shards, shards = (open_matching_shards([path], checkpoint, "s2tt") for path in written)
+    training = read_training_texts(training_shards, checkpoint)
+    references = {task: list(read_references(shards, ["test"], task)) for task in ("s2tt", "asr")}
+    assert [training.has_text_of(reference) for reference in references["s2tt"]] == [True, None]
+    assert [training.has_text_of(reference) for reference in references["asr"]] == [None, True]
+    assert [training.has_words_of(reference) for reference in references["asr"]] == [None, True]
 
 
 def test_sampling_repeats_with_its_seed(checkpoint: Checkpoint, token_shards: Path) -> None:

@@ -72,6 +72,17 @@ def test_command_prints_what_was_said_and_names_bad_files(spoken_run, tmp_path: 
     assert str(missing) in printed.err
 
 
+def test_text_that_was_cut_is_noted(spoken_run, capsys) -> None:
+    good = str(spoken_run.audio_path("train-tiny", 1))
+    arguments = ["transcribe", "--checkpoint", str(spoken_run.run), "--device", "cpu", good]
+    assert run(arguments) == 0
+    assert "was cut" not in capsys.readouterr().err
+    assert run([*arguments, "--max-new-tokens", "1"]) == 0
+    printed = capsys.readouterr()
+    assert f"{good}: the text was cut" in printed.err
+    assert "birds" not in printed.out
+
+
 def test_translation_into_a_language_without_a_token_is_refused(spoken_run, capsys) -> None:
     good = str(spoken_run.audio_path("train-tiny", 1))
     arguments = ["translate", "--checkpoint", str(spoken_run.run), "--device", "cpu", "--to", "xx", good]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dmlm.cli import run
 from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.shards import iter_samples
@@ -87,7 +88,8 @@ def test_control_equals_decoding_the_neighbours_units(config: EvaluateConfig, sp
     hypotheses = text_of_units(
         checkpoint, swapped, ["en"] * len(samples), "asr", DecodingConfig(batch_size=2)
     )
-    metrics = score_asr([sample.text for sample in samples], hypotheses, "lower", "en")
+    texts = [hypothesis.text for hypothesis in hypotheses]
+    metrics = score_asr([sample.text for sample in samples], texts, "lower", "en")
     assert (metrics.wer, metrics.cer) == (report.neighbour.wer, report.neighbour.cer)
 
 
@@ -116,7 +118,7 @@ def test_samples_without_words_that_training_lacks_are_scored_apart(
 
 
 def test_training_texts_are_also_looked_for_in_other_data_sets(
-    config: EvaluateConfig, spoken_run, tmp_path: Path
+    config: EvaluateConfig, spoken_run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     test_only = tmp_path / "test-only"
     tokenize(
@@ -130,9 +132,16 @@ def test_training_texts_are_also_looked_for_in_other_data_sets(
         )
     )
     alone = evaluate(replace(config, shards=(test_only,)))
-    assert not any(utterance.is_in_training for utterance in alone.utterances)
+    assert [utterance.is_in_training for utterance in alone.utterances] == [None] * 3
+    assert not any(utterance.has_known_words for utterance in alone.utterances)
+    assert alone.subsets == {}
+    assert read_lines(config.out_path.with_name("asr.json.samples.jsonl"))[0]["is_in_training"] is None
+    assert "data set librispeech" in caplog.text
+    assert "--train-shards" in caplog.text
+    caplog.clear()
     both = evaluate(replace(config, shards=(test_only,), train_shards=(spoken_run.shards,)))
     assert [utterance.is_in_training for utterance in both.utterances] == [True, False, False]
+    assert "--train-shards" not in caplog.text
 
 
 def test_limit_takes_the_first_utterances(config: EvaluateConfig) -> None:
@@ -146,6 +155,39 @@ def test_batch_size_changes_nothing(config: EvaluateConfig) -> None:
 
     one_by_one = replace(config, decoding=DecodingConfig(batch_size=1))
     assert hypotheses(evaluate(one_by_one)) == hypotheses(evaluate(config))
+
+
+def test_outputs_that_were_cut_are_marked(config: EvaluateConfig) -> None:
+    report = evaluate(replace(config, decoding=DecodingConfig(max_new_tokens=1)))
+    lines = read_lines(config.out_path.with_name("asr.json.samples.jsonl"))
+    assert [(line["num_tokens"], line["is_finished"]) for line in lines] == [(1, False)] * 3
+    assert report.speed.num_unfinished == 3
+    evaluate(replace(config, splits=("train-tiny",)))
+    lines = read_lines(config.out_path.with_name("asr.json.samples.jsonl"))
+    assert all(line["is_finished"] for line in lines)
+
+
+def test_result_says_what_made_it_and_names_no_folder_of_this_machine(
+    config: EvaluateConfig, spoken_run
+) -> None:
+    report = evaluate(config)
+    written = config.out_path.read_text()
+    settings = json.loads(written)["settings"]
+    assert (settings["device"], settings["shards"]) == ("cpu", ["shards"])
+    assert settings["checkpoint"] == resolve_checkpoint(spoken_run.run).name
+    assert str(spoken_run.root) not in written
+    assert report.metrics.signatures
+    last_lines = report.table().splitlines()[-len(report.metrics.signatures) :]
+    assert [line.split(": ", 1)[1] for line in last_lines] == [*report.metrics.signatures.values()]
+
+
+def test_corpora_are_not_fetched_for_a_task_that_hears_no_recordings(
+    config: EvaluateConfig, spoken_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DMLM_DATA", "s3://nowhere/corpora")
+    data = ["--checkpoint", str(spoken_run.run), "--shards", str(spoken_run.shards), "--limit", "1"]
+    assert run(["evaluate", *data, "--device", "cpu", "--out", str(config.out_path)]) == 0
+    assert config.out_path.exists()
 
 
 def test_beams_are_written_into_the_settings(config: EvaluateConfig) -> None:

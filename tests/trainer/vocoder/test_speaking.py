@@ -2,6 +2,7 @@
 
 import json
 import wave
+from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards import iter_samples, load_dataset_card
+from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
 from dmlm.trainer.vocoder import waveforms
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
@@ -65,6 +67,35 @@ def test_whisper_hears_all_of_a_long_recording_and_nothing_in_an_empty_one(
         listener.hear([waveform], ["it"])
 
 
+def test_language_that_whisper_does_not_know_is_refused_before_anything_is_decoded(
+    vocoder_dir: Path, spoken_run, tmp_path: Path
+) -> None:
+    line = {"audio": str(spoken_run.audio_path("train-tiny", 0)), "text": "rosso", "language": "it"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(line))
+    tokenize(
+        TokenizeConfig(
+            source="jsonl",
+            root=tmp_path,
+            codebook_dir=spoken_run.codebook,
+            out_dir=tmp_path / "shards",
+            device="cpu",
+        )
+    )
+    config = EvaluateConfig(
+        checkpoint=spoken_run.run,
+        shards=(tmp_path / "shards",),
+        task="t2s",
+        vocoder=vocoder_dir,
+        out_path=tmp_path / "t2s.json",
+        device="cpu",
+    )
+    # The checkpoint has no token for Italian either, which is seen when the first prompt is made.
+    with pytest.raises(ConfigError, match=r"tiny\.en hears English only, but not it; .* --listener"):
+        evaluate(config)
+    with pytest.raises(ConfigError, match="whisper:nobody"):
+        evaluate(replace(config, listener="whisper:nobody"))
+
+
 def test_units_are_heard_in_order_through_the_vocoder(
     spoken_run, vocoder_dir: Path, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,21 +141,24 @@ def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings
     vocoder_dir: Path, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waveforms, "find_packaged", lambda entry: None)
-    config = EvaluateConfig(
-        checkpoint=spoken_run.run,
-        shards=(spoken_run.shards,),
-        task="t2s",
-        keys=("1-11-000[02]",),
-        vocoder=vocoder_dir,
-        root=spoken_run.root,
-        out_path=tmp_path / "t2s.json",
-        device="cpu",
-    )
-    report = evaluate(config)
-    assert [utterance.key for utterance in report.utterances] == ["1-11-0000", "1-11-0002"]
-    assert set(report.controls) == {"true units", "recordings"}
-    assert report.controls["recordings"].values["cer"] < 0.3 < report.metrics.values["cer"]
-    lines = (tmp_path / "t2s.json.samples.jsonl").read_text().splitlines()
-    assert "home" in json.loads(lines[0])["recordings"].lower()
-    names = sorted(path.name for path in (tmp_path / "t2s.json.speech").iterdir())
-    assert names == ["0001.wav", "0002.wav"]
+    monkeypatch.setenv("DMLM_DATA", str(spoken_run.root))
+    speech_dir, out_path = tmp_path / "t2s.json.speech", tmp_path / "t2s.json"
+    speech_dir.mkdir()
+    for name in ("0009.wav", "10000.wav", "mine.wav", "0009.txt"):
+        (speech_dir / name).touch()
+    data = ["--checkpoint", str(spoken_run.run), "--shards", str(spoken_run.shards), "--key", "1-11-000[02]"]
+    tools = ["--vocoder", str(vocoder_dir), "--device", "cpu", "--out", str(out_path)]
+    assert run(["evaluate", "--task", "t2s", *data, *tools]) == 0
+    written = out_path.read_text()
+    result = json.loads(written)
+    assert set(result["controls"]) == {"true units", "recordings"}
+    assert result["controls"]["recordings"]["cer"] < 0.3 < result["metrics"]["cer"]
+    settings = result["settings"]
+    names = [settings[name] for name in ("vocoder", "waveform_maker", "listener", "root")]
+    assert names == ["voice", "griffin-lim", "whisper:tiny.en", spoken_run.root.name]
+    assert str(spoken_run.root) not in written
+    lines = [json.loads(line) for line in Path(f"{out_path}.samples.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == ["1-11-0000", "1-11-0002"]
+    assert "home" in lines[0]["recordings"].lower()
+    names = sorted(path.name for path in speech_dir.iterdir())
+    assert names == ["0001.wav", "0002.wav", "0009.txt", "mine.wav"]

@@ -13,6 +13,8 @@ import torch
 from dmlm.pipeline.errors import CheckpointError, ConfigError, CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.shards import DatasetCard, DatasetTotals, write_dataset_card, write_shard
+from dmlm.pipeline.shards.card import LEDGER_NAME, encode_ledger
+from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.vocoder import waveforms
@@ -64,6 +66,8 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record, footer = write_shard(
         root / "shards", "x-000000", samples, vocabulary, task_sha256="task", num_in=len(samples)
     )
+    ledger = root / "shards" / LEDGER_NAME
+    ledger.write_bytes(encode_ledger([footer]))
     card = DatasetCard(
         name="tones",
         shards=(record,),
@@ -74,6 +78,7 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
         versions={},
         settings={"source": "librispeech", "splits": ["test-tones", "train-tones"]},
         licence="none",
+        files={LEDGER_NAME: sha256_file(ledger)},
     )
     write_dataset_card(root / "shards", card)
     return root

@@ -1,0 +1,49 @@
+"""`translate` with a model that has learnt the translations of a few recordings by heart."""
+
+import json
+from pathlib import Path
+
+from dmlm.cli import run
+from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.trainer.config import (
+    BatchConfig,
+    MixEntry,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    SequenceConfig,
+    TrainConfig,
+)
+from dmlm.trainer.loop import train
+
+TRANSLATIONS = ("rot", "sieben gruene Voegel", "alte Schiffe fahren heim", "blaue Tueren bleiben zu")
+
+
+def test_command_prints_the_translations_learnt(spoken_run, tmp_path: Path, capsys) -> None:
+    files = [str(spoken_run.audio_path("train-tiny", number)) for number in range(4)]
+    lines = [
+        {"audio": file, "text": "", "language": "en", "translation": text, "translation_language": "de"}
+        for file, text in zip(files, TRANSLATIONS, strict=True)
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    shards = tmp_path / "shards"
+    tokenize(
+        TokenizeConfig(
+            source="jsonl", root=tmp_path, codebook_dir=spoken_run.codebook, out_dir=shards, device="cpu"
+        )
+    )
+    recipe = Recipe(
+        name="tiny",
+        num_steps=120,
+        mix=(MixEntry(task="s2tt", weight=1.0),),
+        model=ModelConfig(num_layers=2, width=64, num_heads=2, dropout=0.0),
+        sequence=SequenceConfig(max_length=512, collapse_runs=True, target_only=True),
+        batch=BatchConfig(max_tokens=512),
+        optimizer=OptimizerConfig(learning_rate=3e-3, num_warmup_steps=20),
+    )
+    train(TrainConfig(shards=(shards,), recipe=recipe, out_dir=tmp_path / "run", device="cpu"))
+    capsys.readouterr()
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--device", "cpu", "--to", "de"]
+    assert run(["translate", *arguments, files[2], files[1]]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [f"{files[2]}\t{TRANSLATIONS[2]}", f"{files[1]}\t{TRANSLATIONS[1]}"]
