@@ -38,6 +38,7 @@ NUM_IDS, NUM_SEQUENCES, WIDTH = 320, 24, 32
 Normalise = Literal["batch", "sequence", "none"]
 References = Mapping[tuple[str, Normalise], tuple[float, Tensor]]
 """Loss and gradient of each model and `normalise`."""
+SLOW_IMPORTS = ["dmlm.trainer.models.packed_forward", "transformers.models.opt.modeling_opt"]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -66,6 +67,7 @@ class Errors:
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
+    torch.multiprocessing.set_forkserver_preload(SLOW_IMPORTS)
     references: References = {
         (kind, normalise): _reference(kind, normalise)
         for kind, normalise in product(("opt", "llama"), get_args(Normalise))
@@ -73,10 +75,11 @@ def main(arguments: list[str] | None = None) -> None:
     results: list[tuple[Layout, Errors]] = []
     for num_ranks in options.ranks:
         with TemporaryDirectory() as directory:
-            torch.multiprocessing.spawn(
+            torch.multiprocessing.start_processes(
                 _measure_all,
                 (num_ranks, options.accumulation, references, _free_port(), Path(directory) / "errors.jsonl"),
                 nprocs=num_ranks,
+                start_method="forkserver",
             )
             lines = (Path(directory) / "errors.jsonl").read_text().splitlines()
         results += [(Layout(**line["layout"]), Errors(**line["errors"])) for line in map(json.loads, lines)]

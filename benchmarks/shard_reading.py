@@ -1,9 +1,10 @@
 """Row C: shards to samples and to packed batches, dmlm beside a stock webdataset loop on the very same tars.
 
 C-random: the token arrays of every sample, in random order. C-batch: the same shuffled, laid out as ASR
-sequences and packed into rows; the figures with tensors hold when the labels of a row are made too, which a
-GPU does. C-resume: from a closed run to the first row behind a state that was kept. webdataset's loop shuffles and decodes, no more; `arrays only` is told to leave the json alone. Before
-anything is timed, the tokens of all sides are compared sample by sample.
+sequences and packed into rows; its figures with tensors hold when the labels of a row are made too, which a
+GPU does. C-resume: from nothing to the first row behind a state that was kept. webdataset's loop shuffles and
+decodes, no more; `arrays only` is told to leave the json alone. Before anything is timed, the tokens of all
+sides are compared sample by sample.
 
     python benchmarks/shard_reading.py [--samples 6000] [--shards 6] [--rounds 5] [--max-tokens 8192]
 """

@@ -129,7 +129,7 @@ def _open_gpu() -> Any:
 
 
 def choose_search(device: torch.device | str) -> Search:
-    """FAISS on a GPU if it is built for one; else torch, nearly as fast on a CPU (row B)."""
+    """FAISS on a GPU if it is built for one; else torch, no slower than FAISS on a CPU (row B)."""
     if torch.device(device).type != "cuda":
         return search_with_torch
     try:

@@ -57,6 +57,8 @@ WriteShards = Callable[..., Path]
 def write_shards() -> WriteShards:
     """Function that publishes a data set: `write_shards(directory, samples, speech_mark="...")`."""
     from dmlm.pipeline.shards import DatasetCard, DatasetTotals, write_dataset_card, write_shard
+    from dmlm.pipeline.shards.card import LEDGER_NAME, encode_ledger
+    from dmlm.pipeline.storage import sha256_file
     from dmlm.pipeline.tokenizers.text import train_bpe
 
     text_tokenizer = train_bpe([], 256)
@@ -78,11 +80,12 @@ def write_shards() -> WriteShards:
             write_shard(directory, name, part, vocabulary, task_sha256=name, num_in=len(part))
             for name, part in parts.items()
         ]
-        records = tuple(shard.record for shard in finished)
+        records, footers = tuple(shard.record for shard in finished), [shard.footer for shard in finished]
+        (directory / LEDGER_NAME).write_bytes(encode_ledger(footers))
         card = DatasetCard(
             name="toy",
             shards=records,
-            totals=DatasetTotals.of(records, [shard.footer for shard in finished]),
+            totals=DatasetTotals.of(records, footers),
             fingerprints={
                 Modality.SPEECH: {"sha256": speech_mark},
                 Modality.IMAGE: {"sha256": "image"},
@@ -93,6 +96,7 @@ def write_shards() -> WriteShards:
             versions={},
             settings={},
             licence="none",
+            files={LEDGER_NAME: sha256_file(directory / LEDGER_NAME)},
         )
         write_dataset_card(directory, card)
         return directory

@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, get_args, get_origin
 
@@ -91,8 +91,8 @@ class DatasetCard:
     versions: Mapping[str, str]
     settings: Mapping[str, Any]
     licence: str
-    files: Mapping[str, str] = field(default_factory=dict)
-    """sha256 of the ledger and of the files of the codebook, by relative path."""
+    files: Mapping[str, str]
+    """sha256 of the ledger and of the files of the codebook, by relative path; the ledger is always there."""
 
     @property
     def num_out(self) -> int:
@@ -156,6 +156,8 @@ def _check_names(body: Mapping[str, Any]) -> None:
         raise ShardCorruptError("a shard has a name that dmlm does not give")
     if not all(_FILE_NAME.fullmatch(name) and ".." not in name for name in body["files"]):
         raise ShardCorruptError("a file outside the data set")
+    if LEDGER_NAME not in body["files"]:
+        raise ShardCorruptError(f"its files lack {LEDGER_NAME}")
 
 
 def fingerprint_sha256(fingerprint: Fingerprint) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dmlm.pipeline.errors import ConfigError, ShardCorruptError
+from dmlm.pipeline.shards import load_dataset_card, verify_dataset
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
 
 RUN = """
@@ -61,6 +63,15 @@ def finished_shards(out_dir: Path) -> dict[str, int]:
     return {tar.name: tar.stat().st_mtime_ns for tar in tars}
 
 
+def assert_refused_or_whole(directory: Path) -> None:
+    """A reader takes a folder for unfinished, or everything in it is as its card says."""
+    try:
+        load_dataset_card(directory)
+    except (ConfigError, ShardCorruptError):
+        return
+    verify_dataset(directory)
+
+
 def test_killed_at_fail_points_it_ends_with_the_same_bytes(
     amount: Callable[[int, int], int],
     start: Start,
@@ -105,6 +116,7 @@ def test_killed_at_random_it_ends_with_the_same_bytes(
         process.join(rng.uniform(0, whole_seconds))
         process.kill()
         process.join(60)
+        assert_refused_or_whole(tmp_path / str(number // 3))
     for out_dir in {tmp_path / str(number // 3) for number in range(num_kills)}:
         tokenize(settings(out_dir))
         assert content(out_dir) == content(undisturbed)

@@ -1,7 +1,7 @@
 """R5: of a thousand utterances some are broken, each in its own way; all are accounted for, exactly."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,25 +35,39 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "rate": lambda path: sound(path, rate_hz=1_000),
     "missing": lambda path: path.unlink(missing_ok=True),
     "surrogate": sound,
+    "not-utf8": sound,
 }
-NUM_REPAIRED = 2
-"""Then five are left, which the budget allows."""
+TEXTS = {"surrogate": b'"\\ud800"', "not-utf8": b'"\xff\xfe"'}
+"""As bytes of json; all others have sound words."""
+LINES_ONLY = ("missing", "not-utf8")
+"""They are broken as a line: it has the key of its place, and no recording is named."""
+REPAIRED = (("empty", "no-samples", "surrogate"), ("nan", "rate", "eight-channels"))
+"""Then five are left, which the budget allows; each fault is among them once at least."""
+
+
+def names_of(num_utterances: int) -> list[str]:
+    """Sound ones, with the faults spread over them."""
+    names = [f"good-{number:04d}" for number in range(num_utterances - len(FAULTS))]
+    for number, name in enumerate(FAULTS):
+        names.insert(number * num_utterances // len(FAULTS), name)
+    return names
+
+
+def write_lines(folder: Path, names: Iterable[str], repaired: Collection[str] = ()) -> None:
+    texts = {name: text for name, text in TEXTS.items() if name not in repaired}
+    line = b'{"key": "%b", "audio": "%b.wav", "text": %b}\n'
+    lines = (line % (name.encode(), name.encode(), texts.get(name, b'"a word"')) for name in names)
+    (folder / "train.jsonl").write_bytes(b"".join(lines))
 
 
 @pytest.fixture
 def corpus(amount: Callable[[int, int], int], tmp_path: Path) -> Path:
-    """A list of utterances with the faults spread over it."""
-    folder, num_utterances = tmp_path / "corpus", amount(100, 1_000)
+    """A list of utterances, some of them broken."""
+    folder, names = tmp_path / "corpus", names_of(amount(100, 1_000))
     folder.mkdir()
-    names = [f"good-{number:04d}" for number in range(num_utterances - len(FAULTS))]
-    for number, name in enumerate(FAULTS):
-        names.insert(number * num_utterances // len(FAULTS), name)
-    lines = []
     for name in names:
         FAULTS.get(name, sound)(folder / f"{name}.wav")
-        text = "\ud800" if name == "surrogate" else "a word"
-        lines.append(json.dumps({"key": name, "audio": f"{name}.wav", "text": text}))
-    (folder / "train.jsonl").write_text("\n".join(lines))
+    write_lines(folder, names)
     build_codebook(
         BuildCodebookConfig(
             root=folder,
@@ -68,8 +82,10 @@ def corpus(amount: Callable[[int, int], int], tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("repaired", REPAIRED, ids="-".join)
 def test_every_item_is_accounted_for_and_the_budget_holds(
     amount: Callable[[int, int], int],
+    repaired: tuple[str, ...],
     corpus: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -81,26 +97,20 @@ def test_every_item_is_accounted_for_and_the_budget_holds(
     assert "6 bad samples" in capsys.readouterr().err
     assert not (out_dir / "dataset.json").exists()
 
-    repaired = list(FAULTS)[:NUM_REPAIRED]
     for name in repaired:
         sound(corpus / f"{name}.wav")
+    names = names_of(num_utterances)
+    write_lines(corpus, names, repaired)
     assert run(arguments) == ExitCode.OK
     totals = load_dataset_card(out_dir).totals
-    num_bad = len(FAULTS) - NUM_REPAIRED
-    assert (totals.num_in, totals.num_skipped, totals.num_quarantined) == (num_utterances, 0, num_bad)
-    assert totals.num_out == num_utterances - num_bad
+    bad = [name for name in FAULTS if name not in repaired]
+    assert (totals.num_in, totals.num_skipped, totals.num_quarantined) == (num_utterances, 0, len(bad))
+    assert totals.num_out == num_utterances - len(bad)
     entries = [json.loads(line) for line in (out_dir / "ledger.jsonl").read_text().splitlines()]
-    keys = [entry["key"] for entry in entries]
-    # A line that names a missing file is broken as a line, and has the key of its place.
-    assert [key if key in FAULTS else key[:5] for key in keys] == [
-        "nan",
-        "eight-channels",
-        "rate",
-        "train",
-        "surrogate",
-    ]
+    places = {name: f"train-{names.index(name) + 1:08d}" for name in LINES_ONLY}
+    assert [entry["key"] for entry in entries] == [places.get(name, name) for name in bad]
     assert all(entry.keys() >= {"key", "stage", "error", "reason"} for entry in entries)
     recordings = {entry["key"]: entry["sha256"] for entry in entries if "sha256" in entry}
-    named = ("nan", "eight-channels", "rate", "surrogate")  # the missing one has no bytes
+    named = (name for name in bad if name not in LINES_ONLY)
     assert recordings == {name: sha256_file(corpus / f"{name}.wav") for name in named}
     verify_dataset(out_dir)

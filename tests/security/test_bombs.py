@@ -1,7 +1,9 @@
 """Files that claim or unfold to far more than they are: refused in under 2 s and within 64 MiB."""
 
+import gzip
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 import zlib
@@ -20,6 +22,9 @@ from dmlm.pipeline.converters.whisper import load_whisper_weights
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.images import load_image
 from dmlm.pipeline.manifests import parse_corpus_manifest
+from dmlm.pipeline.shards import verify_dataset
+from dmlm.pipeline.shards.format import TOKEN_MEMBERS, encode_npy, npy_header
+from dmlm.pipeline.shards.ustar import END_OF_TAR, padding_of, tar_header
 from dmlm.pipeline.sources.ami_annotations import read_words
 
 MAX_SECONDS = 2.0
@@ -135,6 +140,44 @@ IMAGES: Bombs = {
 
 def test_image_bombs(measure_costs: Callable[..., list], tmp_path: Path) -> None:
     check_bombs(measure_costs, load_image, tmp_path, IMAGES)
+
+
+def member(name: str, payload: bytes, claims: int | None = None) -> bytes:
+    """A member of a tar, which may claim more bytes than there are."""
+    header = tar_header(name, len(payload) if claims is None else claims)
+    return header + payload + bytes(padding_of(len(payload)))
+
+
+SAMPLES = b"".join(
+    member(f"k{number}.json", b'{"key":"k%d","source":"s","split":"train"}' % number) for number in range(3)
+)
+IDS_OF_2_TO_62 = npy_header(2**62) + bytes(64)
+TOO_MANY_IDS = encode_npy(np.zeros(BOMB_BYTES // 4, np.int32))
+LONG_TEXT = {
+    **{"key": "k0", "source": "s", "split": "train", "text": "a" * BOMB_BYTES, "num_speech_runs": 0},
+    **{f"num_{name}_tokens": 0 for name in TOKEN_MEMBERS},
+}
+TARS: dict[str, tuple[bytes, str]] = {
+    "harmless": (SAMPLES, "its rows differ from what the tar holds"),
+    "shape": (SAMPLES + member("k2.text.npy", IDS_OF_2_TO_62), "not an npy array of int32 tokens"),
+    "array": (SAMPLES + member("k2.text.npy", TOO_MANY_IDS), "more than 16777216 bytes"),
+    "size": (SAMPLES + member("k3.json", b"{}", 2**33 - 1), "more than 16777216 bytes"),
+    "json": (SAMPLES + member("k3.json", b"[" * (8 << 20)), "more bytes than a sample may have"),
+    "gzip": (gzip.compress(bytes(BOMB_BYTES)), "not a tar header that dmlm writes"),
+    "index": (SAMPLES, "bytes, too many for a tar of 4096"),
+}
+"""Without their ends. Every sum of their data sets fits, as in one that was made on purpose."""
+
+
+def test_tar_and_index_bombs(
+    measure_costs: Callable[..., list], dataset: Path, plant_tar: Callable[..., None], tmp_path: Path
+) -> None:
+    def write(path: Path) -> None:
+        rows = [LONG_TEXT] if path.name == "index" else None
+        plant_tar(shutil.copytree(dataset, path), TARS[path.name][0] + END_OF_TAR, rows)
+
+    bombs = {name: (write, message) for name, (_, message) in TARS.items()}
+    check_bombs(measure_costs, verify_dataset, tmp_path, bombs)
 
 
 def save_tensors(path: Path, **tensors: torch.Tensor) -> None:

@@ -1,13 +1,22 @@
 """R3, R4: every cut and every flipped bit of a data set is found, and so are tars that are mixed up."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dmlm.pipeline.errors import ShardCorruptError
-from dmlm.pipeline.shards import iter_samples, load_dataset_card, open_shard, verify_dataset
+from dmlm.pipeline.shards import (
+    iter_samples,
+    load_dataset_card,
+    open_shard,
+    verify_dataset,
+    write_dataset_card,
+)
+from dmlm.pipeline.shards.card import LEDGER_NAME
+from dmlm.pipeline.shards.rebuilding import rebuild_indexes
 from dmlm.pipeline.shards.ustar import END_OF_TAR
 
 SHARD = "x-000000"
@@ -55,6 +64,14 @@ def test_every_cut_of_the_card_means_no_data_set(amount: Callable[[int, int], in
         path.write_bytes(whole[:length])
         with pytest.raises(ShardCorruptError, match="not a finished data set"):
             load_dataset_card(dataset)
+
+
+def test_card_that_does_not_vouch_for_the_ledger_is_refused(dataset: Path) -> None:
+    write_dataset_card(dataset, replace(load_dataset_card(dataset), files={}))
+    (dataset / LEDGER_NAME).unlink()
+    for read in (verify_dataset, rebuild_indexes):
+        with pytest.raises(ShardCorruptError, match=r"its files lack ledger\.jsonl"):
+            read(dataset)
 
 
 def test_every_flipped_bit_is_found(amount: Callable[[int, int], int], dataset: Path) -> None:

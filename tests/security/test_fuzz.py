@@ -21,6 +21,7 @@ from dmlm.pipeline.errors import DmlmError
 from dmlm.pipeline.manifests import parse_corpus_manifest
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, open_shard, verify_dataset
 from dmlm.pipeline.shards.card import CARD_NAME
+from dmlm.pipeline.shards.rebuilding import rebuild_indexes
 from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.vocabulary import Vocabulary
 
@@ -143,6 +144,7 @@ class Card:
 
     def read(self, content: bytes, dataset: Path) -> object:
         (dataset / CARD_NAME).write_bytes(content)
+        read_all(lambda: rebuild_indexes(dataset))
         read_all(lambda: verify_dataset(dataset))
         return load_dataset_card(dataset)
 

@@ -63,6 +63,9 @@ REMOTE_FOLDER = REPOSITORY / "pipeline" / "remote" / "folder.py"
 """The one file that reaches addresses, and only those of an option, see test_urls.py."""
 REMOTE_FOLDER_MAY = ("fsspec", "s3fs", "botocore", "huggingface_hub.errors")
 
+METEOR = REPOSITORY / "trainer" / "scoring" / "meteor.py"
+"""The one file that starts another program: Java, by a list of arguments that no data is in."""
+
 
 def names_in(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """Every imported module, and every name as it would be written without `as` and `from`."""
@@ -104,6 +107,8 @@ def test_nothing_that_runs_unpickles_or_fetches_is_named(path: Path) -> None:
         found = [entry for entry in found if not entry.startswith(CONVERTERS_MAY)]
     if path == REMOTE_FOLDER:
         found = [entry for entry in found if not entry.startswith(REMOTE_FOLDER_MAY)]
+    if path == METEOR:
+        found = [entry for entry in found if not entry.startswith("subprocess")]
     assert not found
 
 

@@ -6,13 +6,16 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dmlm.pipeline.errors import ShardCorruptError
 from dmlm.pipeline.shards import iter_samples, verify_dataset
+from dmlm.pipeline.shards.format import encode_npy
 from dmlm.pipeline.shards.ustar import END_OF_TAR, padding_of, tar_header
 
 MIB = 1 << 20
+ONE_ID = encode_npy(np.zeros(1, np.int32))
 GNU, PAX, USTAR = tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT
 
 NAMES = (
@@ -54,9 +57,14 @@ def tar_of(name: str, data: bytes = b"{}", tar_format: int = USTAR, **fields: ob
     return buffer.getvalue()
 
 
-def bare_sample(number: int) -> bytes:
-    payload = f'{{"key":"k{number}","source":"s","split":"train"}}'.encode()
-    return tar_header(f"k{number}.json", len(payload)) + payload + bytes(padding_of(len(payload)))
+def sample_of_three(number: int) -> bytes:
+    key = f"k{number}"
+    head = f'{{"key":"{key}","source":"s","split":"train"}}'.encode()
+    payloads = {"json": head, "speech.npy": ONE_ID, "text.npy": ONE_ID}
+    return b"".join(
+        tar_header(f"{key}.{suffix}", len(payload)) + payload + bytes(padding_of(len(payload)))
+        for suffix, payload in payloads.items()
+    )
 
 
 CASES: dict[str, Callable[[], bytes]] = {
@@ -75,7 +83,6 @@ CASES: dict[str, Callable[[], bytes]] = {
     "size of 8 GiB": lambda: tar_header("k0.json", 2**33 - 1) + END_OF_TAR,
     "negative size": lambda: (tar_header("k0.json", 0)[:124] + b"\xff" * 12 + bytes(376)) + END_OF_TAR,
     "nested tar": lambda: tar_of("k0.tar", tar_of("k0.json")),
-    "5,000 samples more": lambda: b"".join(map(bare_sample, range(5_000))) + END_OF_TAR,
 }
 
 
@@ -83,6 +90,15 @@ def listing(folder: Path) -> list[tuple[str, int]]:
     return sorted(
         (str(path.relative_to(folder)), path.lstat().st_size) for path in folder.rglob("*") if path.is_file()
     )
+
+
+def assert_refused_and_nothing_written(dataset: Path, folder: Path) -> None:
+    before = listing(folder)
+    for read in (lambda: verify_dataset(dataset), lambda: list(iter_samples(dataset))):
+        with pytest.raises(ShardCorruptError):
+            read()
+    assert listing(folder) == before
+    assert not os.path.lexists("/x.json")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -96,9 +112,12 @@ def test_hostile_member_is_refused_and_writes_nothing(
     plant_tar(dataset, CASES[case]())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    before = listing(tmp_path)
-    for read in (lambda: verify_dataset(dataset), lambda: list(iter_samples(dataset))):
-        with pytest.raises(ShardCorruptError):
-            read()
-    assert listing(tmp_path) == before
-    assert not os.path.lexists("/x.json")
+    assert_refused_and_nothing_written(dataset, tmp_path)
+
+
+def test_a_million_members_that_nothing_vouches_for_are_refused(
+    amount: Callable[[int, int], int], dataset: Path, plant_tar: Callable[..., None], tmp_path: Path
+) -> None:
+    num_samples = -(-amount(5_000, 1_000_000) // 3)
+    plant_tar(dataset, b"".join(map(sample_of_three, range(num_samples))) + END_OF_TAR)
+    assert_refused_and_nothing_written(dataset, tmp_path)

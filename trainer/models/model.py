@@ -101,6 +101,7 @@ def save_tokenizer(text_dir: Path, vocabulary: Vocabulary, directory: Path) -> N
 
     Raises:
         FingerprintMismatchError: The ids would not be those of the vocabulary.
+        OSError: The disk is full or fails.
     """
     from transformers import AddedToken, AutoTokenizer
 
@@ -116,7 +117,12 @@ def save_tokenizer(text_dir: Path, vocabulary: Vocabulary, directory: Path) -> N
     )
     if tokenizer.convert_tokens_to_ids(names) != list(range(vocabulary.num_text, vocabulary.num_used)):
         raise FingerprintMismatchError(f"{text_dir}: already has tokens such as {names[0]}")
-    tokenizer.save_pretrained(directory)
+    try:
+        tokenizer.save_pretrained(directory)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error  # tokenizers has no kind of its own for a full disk
 
 
 def _load_init(init: str, config: "PretrainedConfig") -> "PreTrainedModel":

@@ -1,8 +1,9 @@
 """CIDEr, BLEU-4 and ROUGE-L of captions, as the COCO evaluation (pycocoevalcap) computes them.
 
-An image has one hypothesis and any number of references. METEOR is left out: it is a Java program.
+An image has one hypothesis and any number of references. METEOR is a Java program, which takes
+a quarter of a minute to start, so it is added where it is asked for and found.
 
-Suffixes: N image.
+Suffixes: N image, R resample, S statistic.
 """
 
 import logging
@@ -12,7 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from dmlm.trainer.scoring.scores import Scores, bootstrap_mean
+import numpy as np
+from numpy.typing import NDArray
+
+from dmlm.trainer.scoring.meteor import METEOR_SIGNATURE, meteor
+from dmlm.trainer.scoring.scores import Scores, bootstrap_mean, interval_of, resample_sums
 
 MAX_ORDER: Final = 4
 CIDER_SIGMA: Final = 6.0
@@ -50,8 +55,10 @@ class _Vector(NamedTuple):
     num_bigrams: int
 
 
-def score_captions(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> Scores:
-    """CIDEr (× 100, up to 1,000), BLEU-4 and ROUGE-L (up to 100) over images.
+def score_captions(
+    references: Sequence[Sequence[str]], hypotheses: Sequence[str], *, with_meteor: bool = False
+) -> Scores:
+    """CIDEr (× 100, up to 1,000), BLEU-4, ROUGE-L and METEOR (up to 100) over images.
 
     Raises:
         ValueError: Numbers of references and hypotheses differ, or an image has no reference.
@@ -64,13 +71,22 @@ def score_captions(references: Sequence[Sequence[str]], hypotheses: Sequence[str
     means = {"cider": [100 * c for c in ciders_N], "rouge_l": [100 * r for r in rouges_N]}
     bounds = {name: bootstrap_mean(values) for name, values in means.items()}
     values = {name: math.fsum(v) / len(v) if v else None for name, v in means.items()}
-    bleu = 100 * corpus_bleu(texts_N, captions_N) if captions_N else None
+    intervals = {name: interval for name, interval in bounds.items() if interval}
+    signatures = {"cider": SIGNATURE}
+    values["bleu4"] = None
+    if captions_N:
+        statistics_NS = bleu_statistics(texts_N, captions_N)
+        values["bleu4"] = 100 * _bleu(statistics_NS.sum(axis=0))
+        resampled_R = [100 * _bleu(sums_S) for sums_S in resample_sums(statistics_NS)]
+        intervals["bleu4"] = interval_of(np.array(resampled_R))
+    if with_meteor and captions_N and (score := meteor(texts_N, captions_N)) is not None:
+        values["meteor"], signatures["meteor"] = 100 * score, METEOR_SIGNATURE
     return Scores(
         num_samples=len(hypotheses),
-        values=values | {"bleu4": bleu},
-        intervals={name: interval for name, interval in bounds.items() if interval},
+        values=values,
+        intervals=intervals,
         counts={"num_references": sum(map(len, references))},
-        signatures={"cider": SIGNATURE},
+        signatures=signatures,
     )
 
 
@@ -115,21 +131,31 @@ def rouge_l(references_N: Sequence[Sequence[list[str]]], hypotheses_N: Sequence[
 
 def corpus_bleu(references_N: Sequence[Sequence[list[str]]], hypotheses_N: Sequence[list[str]]) -> float:
     """BLEU-4 of the corpus, up to 1; the reference nearest in length sets the brevity penalty."""
-    correct, guessed = [0] * MAX_ORDER, [0] * MAX_ORDER
-    num_words = num_reference_words = 0
-    for texts, words in zip(references_N, hypotheses_N, strict=True):
+    return _bleu(bleu_statistics(references_N, hypotheses_N).sum(axis=0))
+
+
+def bleu_statistics(
+    references_N: Sequence[Sequence[list[str]]], hypotheses_N: Sequence[list[str]]
+) -> NDArray[np.float64]:
+    """Of each image (N, 10): n-grams right and guessed by order, words, words of the nearest reference."""
+    statistics_NS = np.zeros((len(hypotheses_N), 2 * MAX_ORDER + 2))
+    for row_S, texts, words in zip(statistics_NS, references_N, hypotheses_N, strict=True):
         most: NGrams = Counter()
         for text in texts:
             most |= _count(text)
         for ngram, count in _count(words).items():
-            correct[len(ngram) - 1] += min(count, most[ngram])
-        for order in range(MAX_ORDER):
-            guessed[order] += max(0, len(words) - order)
-        num_words += len(words)
-        num_reference_words += min((abs(len(text) - len(words)), len(text)) for text in texts)[1]
-    bleu = math.prod((c + _TINY) / (g + _SMALL) for c, g in zip(correct, guessed, strict=True))
+            row_S[len(ngram) - 1] += min(count, most[ngram])
+            row_S[MAX_ORDER + len(ngram) - 1] += count
+        nearest = min((abs(len(text) - len(words)), len(text)) for text in texts)[1]
+        row_S[2 * MAX_ORDER :] = len(words), nearest
+    return statistics_NS
+
+
+def _bleu(sums_S: NDArray[np.float64]) -> float:
+    correct, guessed, (num_words, num_reference_words) = np.split(sums_S, (MAX_ORDER, 2 * MAX_ORDER))
+    bleu = np.prod((correct + _TINY) / (guessed + _SMALL)) ** (1 / MAX_ORDER)
     ratio = (num_words + _TINY) / (num_reference_words + _SMALL)
-    return bleu ** (1 / MAX_ORDER) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
+    return float(bleu) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
 
 
 def _count(words: Sequence[str]) -> NGrams:

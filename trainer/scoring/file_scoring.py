@@ -58,7 +58,7 @@ def _score(config: ScoreConfig, references: Sequence[list[str]], hypotheses: Seq
         return score_translations(references, hypotheses, config.language)
     if config.task == "i2t":
         warn_of_few_images(len(hypotheses))
-        return score_captions(references, hypotheses)
+        return score_captions(references, hypotheses, with_meteor=True)
     if config.task != "asr" or len(config.reference_paths) > 1:
         raise ConfigError(f"task {config.task}: one of {', '.join(FILE_TASKS)}; asr has one reference file")
     pairs = zip(references, hypotheses, strict=True)

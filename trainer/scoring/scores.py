@@ -1,6 +1,6 @@
 """What every scorer gives: numbers by name, how sure they are, and how they were made.
 
-Suffixes: N sample, R resample.
+Suffixes: N sample, R resample, S statistic.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dmlm.pipeline.randomness import generator_for
 
@@ -59,24 +60,33 @@ class Scores:
 
 
 def bootstrap_ratio(errors_N: Sequence[float], weights_N: Sequence[float]) -> Interval | None:
-    """Interval of sum(errors) / sum(weights) over samples drawn with replacement; None: no weight at all.
-
-    Percentile bootstrap with 1,000 resamples (Bisani and Ney 2004); the draws are always the same.
-    """
-    errors, weights = np.asarray(errors_N, np.float64), np.asarray(weights_N, np.float64)
-    if not weights.sum():
+    """Interval of sum(errors) / sum(weights) over samples drawn with replacement; None: no weight at all."""
+    statistics_NS = np.stack([np.asarray(errors_N, np.float64), np.asarray(weights_N, np.float64)], axis=1)
+    if not statistics_NS[:, 1].sum():
         return None
+    errors_R, weights_R = resample_sums(statistics_NS).T
+    return interval_of(errors_R[weights_R > 0] / weights_R[weights_R > 0])
+
+
+def resample_sums(statistics_NS: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums (R, S) of the statistics of samples drawn with replacement; the draws are always the same.
+
+    1,000 resamples for a percentile bootstrap (Bisani and Ney 2004).
+    """
     rng = generator_for(0, "bootstrap")
-    num_samples = len(errors)
+    num_samples = len(statistics_NS)
     num_at_once = max(1, min(NUM_RESAMPLES, _DRAWS_AT_ONCE // num_samples))
     sums = []
     for start in range(0, NUM_RESAMPLES, num_at_once):
         num_resamples = min(num_at_once, NUM_RESAMPLES - start)
         drawn_RN = rng.integers(0, num_samples, (num_resamples, num_samples))
-        sums.append((errors[drawn_RN].sum(axis=1), weights[drawn_RN].sum(axis=1)))
-    errors_R, weights_R = (np.concatenate(parts) for parts in zip(*sums, strict=True))
-    rates = errors_R[weights_R > 0] / weights_R[weights_R > 0]
-    low, high = np.quantile(rates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        sums.append(np.stack([column_N[drawn_RN].sum(axis=1) for column_N in statistics_NS.T], axis=1))
+    return np.concatenate(sums)
+
+
+def interval_of(scores_R: NDArray[np.float64]) -> Interval:
+    """What the middle 95 % of the scores of resamples lie in."""
+    low, high = np.quantile(scores_R, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))
 
 

@@ -7,6 +7,7 @@ on top (English only).
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from typing import Self
 
 from dmlm.pipeline.errors import MissingDependencyError
@@ -52,6 +53,8 @@ class UtteranceScore:
     words_raw: EditCounts
     characters: EditCounts
     """Of the raw text; a space between words counts."""
+    text_rule: str
+    """What both sides went through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,7 @@ def score_utterance(reference: str, hypothesis: str, text_rule: str, language: s
         words=count_edits(*map(str.split, normalised)) if normalised else None,
         words_raw=count_edits(*map(str.split, raw)),
         characters=count_edits(*(list(" ".join(text.split())) for text in raw)),
+        text_rule=text_rule,
     )
 
 
@@ -121,6 +125,7 @@ def score_utterances(scores: Sequence[UtteranceScore]) -> Scores:
         name: bootstrap_ratio([e.num_errors for e in counts], [e.num_reference for e in counts])
         for name, counts in edits.items()
     }
+    rules = ",".join(sorted({score.text_rule for score in scores}))
     return Scores(
         num_samples=metrics.num_utterances,
         values={"wer": metrics.wer, "wer_raw": metrics.wer_raw, "cer": metrics.cer},
@@ -132,7 +137,15 @@ def score_utterances(scores: Sequence[UtteranceScore]) -> Scores:
             "num_deletions": metrics.num_deletions,
             "num_insertions": metrics.num_insertions,
         },
+        signatures={name: _signature(name, rules) for name in edits if scores},
     )
+
+
+def _signature(name: str, rules: str) -> str:
+    parts = [f"rule:{rules}", f"tok:{'char' if name == 'cer' else 'spaces'}"]
+    if name == "wer":
+        parts += ["norm:whisper-english", f"openai-whisper:{version('openai-whisper')}"]
+    return "|".join([*parts, f"jiwer:{version('jiwer')}"])
 
 
 def normalise_english(text: str) -> str:

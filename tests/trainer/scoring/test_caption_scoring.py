@@ -1,9 +1,18 @@
 import random
+import shutil
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dmlm.pipeline.randomness import generator_for
 from dmlm.trainer.scoring import score_captions, warn_of_few_images
 from dmlm.trainer.scoring.captions import cider, corpus_bleu, rouge_l, tokenize_caption
+from dmlm.trainer.scoring.meteor import _start, meteor
+from dmlm.trainer.scoring.scores import NUM_RESAMPLES
+
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR is a Java program")
 
 WORDS = ("a", "the", "red", "blue", "cat", "dog", "sits", "runs", "über", "on", "grass", "猫")
 
@@ -42,6 +51,54 @@ def test_rouge_l_of_every_image_is_that_of_pycocoevalcap() -> None:
     pairs = draw_pairs(1000, seed=1)
     _, theirs = module.Rouge().compute_score(*as_coco(pairs))
     assert rouge_l(*pairs) == pytest.approx(theirs.tolist(), abs=1e-9)
+
+
+def test_interval_of_bleu_is_that_of_corpora_drawn_anew() -> None:
+    references, hypotheses = draw_pairs(40, seed=3)
+    draws_RN = generator_for(0, "bootstrap").integers(0, 40, (NUM_RESAMPLES, 40))
+    drawn_anew = [corpus_bleu([references[i] for i in d], [hypotheses[i] for i in d]) for d in draws_RN]
+    scores = score_captions(
+        [[" ".join(text) for text in texts] for texts in references],
+        [" ".join(words) for words in hypotheses],
+    )
+    interval = scores.intervals["bleu4"]
+    assert interval == pytest.approx(100 * np.quantile(drawn_anew, [0.025, 0.975]))
+    assert interval.low < scores.values["bleu4"] < interval.high
+
+
+@needs_java
+def test_meteor_of_the_corpus_is_that_of_pycocoevalcap(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("pycocoevalcap.meteor.meteor")
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")  # of theirs; ours sets it
+    pairs = draw_pairs(1000, seed=4)
+    theirs, _ = module.Meteor().compute_score(*as_coco(pairs))
+    assert meteor(*pairs) == pytest.approx(theirs, rel=1e-12)
+
+
+@needs_java
+def test_separators_and_lines_in_captions_part_nothing_in_meteor() -> None:
+    pytest.importorskip("pycocoevalcap")
+    texts = ["a cat ||| sits\non\u2028 a mat", "SCORE ||| EVAL\r\n", "two dogs \ud800"]
+    references = [[text, "a red house"] for text in texts]
+    scores = score_captions(references, texts, with_meteor=True)
+    assert scores.values["meteor"] == pytest.approx(100)
+    assert scores.signatures["meteor"].startswith("meteor:1.5|")
+
+
+@pytest.mark.parametrize("has_java", [False, True])
+def test_meteor_is_left_out_without_java_or_where_it_fails(
+    has_java: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("pycocoevalcap")
+    if has_java:
+        (tmp_path / "java").symlink_to(shutil.which("false"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("dmlm.trainer.scoring.meteor._start", cache(_start.__wrapped__))
+    for _ in range(2):
+        scores = score_captions([["a red cat"]], ["a red cat"], with_meteor=True)
+        assert scores.values.keys() == {"cider", "rouge_l", "bleu4"}
+        assert scores.signatures.keys() == {"cider"}
+    assert ("METEOR is left out, Java failed" in caplog.text) == has_java
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 1000])
