@@ -89,6 +89,7 @@ def build_codebook(config: BuildCodebookConfig) -> CodebookReport:
         options=config.options,
         limit=config.limit,
         seed=config.seed,
+        audio_seconds=config.max_audio_seconds,
     )
     settings = _settings(config, sample)
     left_out: list[str] = []

@@ -1,5 +1,6 @@
 """Settings of `build-codebook`, and whatever of them can be refused before anything is read."""
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class BuildCodebookConfig:
     fit: str = FitMode.SAMPLE
     """Cluster a uniform sample held in memory, or let every vector of the stream count."""
     max_audio_seconds: float = 3_600.0
-    """Speech that is encoded, drawn from all over the corpora: 180,000 frames."""
+    """Speech that is encoded, drawn from all over the corpora: 180,000 frames; 0: all of it."""
     text_tokenizer: str = "bpe:400"
     image_tokenizer: str = PATCH
     """Or `dalle[:DIR]`, which needs no fit."""
@@ -58,11 +59,17 @@ def check_config(config: BuildCodebookConfig) -> None:
         raise ConfigError(f"window {config.window!r}: must be one of {', '.join(WindowMode)}")
     if config.fit not in list(FitMode):
         raise ConfigError(f"fit {config.fit!r}: must be one of {', '.join(FitMode)}")
+    if not 0 <= config.max_audio_seconds < math.inf:
+        raise ConfigError(
+            f"max_audio_seconds {config.max_audio_seconds}: must be a number of seconds; 0 is all audio"
+        )
     precision = choose_precision(config.precision, config.encoder, config.device)
     check_encoder(config.encoder, WindowMode(config.window), precision)
     if config.speech_tokenizer != KMEANS:
         _refuse_settings(
-            config, ("encoder", "layer", "window", "precision", "num_clusters"), config.speech_tokenizer
+            config,
+            ("encoder", "layer", "window", "precision", "num_clusters", "max_audio_seconds"),
+            config.speech_tokenizer,
         )
         name_speech_part(config.speech_tokenizer, config.device)
     if config.image_tokenizer == PATCH:

@@ -2,7 +2,7 @@
 
 `sample` keeps up to 256 vectors per cluster. `stream` keeps few, starts from the first of them, and then
 moves centroids towards all later vectors in one pass; its memory does not grow. Suffixes: F vector,
-D width, K cluster.
+D width, K cluster, U cluster that an array has vectors of.
 """
 
 from collections.abc import Iterable, Iterator
@@ -125,7 +125,7 @@ class CentroidStream:
         self._sample, self._rng, self._search = sample, rng, search
         self._num_steps = len(sample.vectors) / (STEP * len(centroids_KD))
         self._shares_K = self._share_of_sample()
-        self._sums_KD = centroids_KD.new_zeros(centroids_KD.shape)
+        self._sums_KD: torch.Tensor | None = None  # until vectors come: an exchange needs the memory
         self._counts_K = np.zeros(len(centroids_KD), np.int64)
         self._next_exchange = 2 * sample.num_seen
 
@@ -133,32 +133,43 @@ class CentroidStream:
         """Assigns an array [F, D], and moves the centroids when enough have come."""
         import torch
 
-        from dmlm.pipeline.nearest import assign
+        from dmlm.pipeline.nearest import MAX_VECTORS
 
-        found = assign(torch.from_numpy(vectors_FD).to(self.centroids_KD), self.centroids_KD, self._search)
-        self._sums_KD += found.sums_KD
-        self._counts_K += found.counts_K
+        new_FD = torch.from_numpy(vectors_FD).to(self.centroids_KD)
+        parts = torch.split(new_FD, MAX_VECTORS)
+        ids_F = torch.cat([self._search(part_FD, self.centroids_KD)[0] for part_FD in parts])
+        found_U, rows_F = torch.unique(ids_F, return_inverse=True)
+        sums_UD = new_FD.new_zeros(len(found_U), new_FD.shape[1])
+        sums_UD.index_put_((rows_F,), new_FD, accumulate=True)  # index_add_ is not deterministic on a GPU
+        if self._sums_KD is None:
+            self._sums_KD = torch.zeros_like(self.centroids_KD)
+        self._sums_KD[found_U] += sums_UD
+        self._counts_K += np.bincount(ids_F.cpu().numpy(), minlength=len(self.centroids_KD))
         if self._counts_K.sum() >= STEP * len(self.centroids_KD):
             self.step()
 
     def step(self) -> None:
         """Moves the centroids by the vectors since the last step."""
+        if self._sums_KD is None:
+            return
+        self._move(self._sums_KD)
+        self._sums_KD = None
+        self._counts_K[:] = 0
+        if self._sample.num_seen >= self._next_exchange:
+            self._next_exchange = 2 * self._sample.num_seen
+            self._exchange()
+
+    def _move(self, sums_KD: "torch.Tensor") -> None:
+        """By the sums of the vectors since the last step, which it changes."""
         import torch
 
         num_vectors = self._counts_K.sum()
-        if not num_vectors:
-            return
         self._num_steps += num_vectors / (STEP * len(self.centroids_KD))
         rate = min(1.0, RECENCY / (self._num_steps + RECENCY - 1))
         self._shares_K = (1 - rate) * self._shares_K + rate * self._counts_K / num_vectors
         pulls = torch.from_numpy(rate / num_vectors / np.maximum(self._shares_K, 1e-30)).to(self.centroids_KD)
         counts_K = torch.from_numpy(self._counts_K).to(self.centroids_KD)
-        self.centroids_KD.mul_(1 - (pulls * counts_K)[:, None]).add_(self._sums_KD.mul_(pulls[:, None]))
-        self._sums_KD.zero_()
-        self._counts_K[:] = 0
-        if self._sample.num_seen >= self._next_exchange:
-            self._next_exchange = 2 * self._sample.num_seen
-            self._exchange()
+        self.centroids_KD.mul_(1 - (pulls * counts_K)[:, None]).add_(sums_KD.mul_(pulls[:, None]))
 
     def _exchange(self) -> None:
         """Takes centroids from where few vectors are by now; the sample tells."""
@@ -168,6 +179,7 @@ class CentroidStream:
         kept_FD = self._sample.on(self.centroids_KD.device)
         found = assign(kept_FD, self.centroids_KD, self._search)
         exchange(kept_FD, self.centroids_KD, found, self._rng)
+        del found  # its sums are as large as the centroids
         self._shares_K = self._share_of_sample()
 
     def _share_of_sample(self) -> npt.NDArray[np.float64]:

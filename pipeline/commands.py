@@ -129,6 +129,7 @@ def build_codebook(
     root: Path | RemoteFolder | None,
     splits: tuple[str, ...],
     layer: str,
+    audio_hours: float,
     out_dir: Path | None,
     **settings: Any,
 ) -> None:
@@ -150,6 +151,7 @@ def build_codebook(
         root=resolve_root(root, shares[0].name if shares else None),
         splits=splits or None,
         layer=AUTO if layer == AUTO else parse_layer(layer),
+        max_audio_seconds=audio_hours * 3_600,
         out_dir=out_dir,
         **settings,
     )

@@ -4,6 +4,7 @@ source items -> CorpusSample -> codebooks. Held-out splits are never touched unl
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +22,7 @@ from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers.text import check_unicode
 
 MAX_UTTERANCES = 20_000
+"""Utterances of a source kept for each hour of speech wanted: enough if they last 0.18 s."""
 MAX_IMAGES = 1_000
 MAX_TEXTS = 200_000
 """Texts kept for a BPE; more does not change its merges."""
@@ -78,10 +80,11 @@ class CorpusSample:
         return any(part.utterances for part in self.parts)
 
     def speech_budgets(self, audio_seconds: float) -> list[tuple[list[Utterance], float]]:
-        """Utterances of each source that has speech, and its share of `audio_seconds`."""
+        """Utterances of each source that has speech, and its share of `audio_seconds`; 0: no limit."""
         parts = [part for part in self.parts if part.utterances]
         total = sum(part.source.share for part in parts)
-        return [(part.utterances, audio_seconds * part.source.share / total) for part in parts]
+        wanted = audio_seconds or math.inf
+        return [(part.utterances, wanted * part.source.share / total) for part in parts]
 
     @property
     def sha256(self) -> str:
@@ -97,8 +100,8 @@ class CorpusSample:
 class ItemSample(Generic[T]):
     """Uniform sample of a stream of unknown length (reservoir sampling, algorithm R)."""
 
-    def __init__(self, capacity: int, rng: np.random.Generator) -> None:
-        """Keeps at most `capacity` items."""
+    def __init__(self, capacity: float, rng: np.random.Generator) -> None:
+        """Keeps at most `capacity` items; it may be infinite."""
         self._capacity, self._rng = capacity, rng
         self._kept: list[T] = []
         self._num_seen = 0
@@ -124,6 +127,7 @@ def draw_sample(
     options: SourceOptions,
     limit: int | None,
     seed: int,
+    audio_seconds: float = 3_600.0,
 ) -> CorpusSample:
     """Draws from every source; none named: from every source under `root`, in equal shares.
 
@@ -134,6 +138,7 @@ def draw_sample(
         options: Settings that only some corpora need.
         limit: Read only the first items of each source.
         seed: Of the drawing.
+        audio_seconds: Speech that will be taken of the sample; 0: all, so every utterance is kept.
 
     Raises:
         ConfigError: No source, a source or split that is not there, or a share that is not positive.
@@ -150,7 +155,8 @@ def draw_sample(
             )
     return CorpusSample(
         parts=tuple(
-            _draw(source, _open_splits(source.name, root, splits, options), limit, seed) for source in chosen
+            _draw(source, _open_splits(source.name, root, splits, options), limit, seed, audio_seconds)
+            for source in chosen
         )
     )
 
@@ -165,8 +171,11 @@ def _open_splits(name: str, root: Path, splits: Sequence[str] | None, options: S
     return source
 
 
-def _draw(share: SourceShare, source: Source, limit: int | None, seed: int) -> SourceSample:
-    utterances = ItemSample[Utterance](MAX_UTTERANCES, generator_for(seed, "utterances", source.name))
+def _draw(
+    share: SourceShare, source: Source, limit: int | None, seed: int, audio_seconds: float
+) -> SourceSample:
+    num_kept = MAX_UTTERANCES * max(1.0, audio_seconds / 3_600) if audio_seconds else math.inf
+    utterances = ItemSample[Utterance](num_kept, generator_for(seed, "utterances", source.name))
     images = ItemSample[ImageCaption](MAX_IMAGES, generator_for(seed, "images", source.name))
     texts = ItemSample[str](MAX_TEXTS, generator_for(seed, "texts", source.name))
     num_broken, image_id = 0, None

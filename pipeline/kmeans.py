@@ -8,7 +8,7 @@ repairs empty clusters, whose removal costs nothing.
 Suffixes: F vector, D width, K cluster.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,8 +88,8 @@ def exchange(
     merges = iter(np.argsort(costs_K, kind="stable"))
     touched = np.zeros(len(centroids_KD), bool)
     num_moved = 0
-    splits = sorted(_try_splits(vectors_FD, centroids_KD, found, rng, rows_F), key=lambda split: -split.gain)
-    for split in splits:
+    offsets_of = _member_offsets(vectors_FD, centroids_KD, found, rows_F)
+    for split in sorted(_try_splits(offsets_of, found, rng), key=lambda split: -split.gain):
         taken = split.cluster
         if touched[taken]:
             continue
@@ -100,20 +100,22 @@ def exchange(
         partner = partners_K[merged]
         touched[[merged, partner]] = True
         _merge(centroids_KD, found.counts_K, int(merged), int(partner))
-        centroids_KD[taken], centroids_KD[int(merged)] = split.left_D, split.right_D
+        _, left_D, right_D = _split_in_two(offsets_of(taken), split.first)
+        centroids_KD[int(merged)] = centroids_KD[taken] + right_D
+        centroids_KD[taken] += left_D
         num_moved += 1
     return num_moved
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class _Split:
-    """A cluster in two halves."""
+    """What it would save to split a cluster; its halves are found again if it is: all would fill K x D."""
 
     cluster: int
+    first: int
+    """Its vector that it is first divided along."""
     gain: float
     """Squared error that is saved."""
-    left_D: torch.Tensor
-    right_D: torch.Tensor
 
 
 def _part_sizes(num_vectors: int, num_clusters: int) -> list[int]:
@@ -131,11 +133,10 @@ def _price_merges(
     """What it costs to merge each cluster with its best partner (Ward); an empty one has itself, for 0."""
     num_clusters = len(centroids_KD)
     sizes_K = torch.from_numpy(counts_K).to(centroids_KD)
-    squares_K, is_empty_K = centroids_KD.square().sum(dim=1), sizes_K == 0
+    num_rows, is_empty_K = num_rows_at_once(num_clusters), sizes_K == 0
+    squares_K = torch.cat([part_XD.square().sum(dim=1) for part_XD in torch.split(centroids_KD, num_rows)])
     costs, partners = [], []
-    for ids in torch.split(
-        torch.arange(num_clusters, device=centroids_KD.device), num_rows_at_once(num_clusters)
-    ):
+    for ids in torch.split(torch.arange(num_clusters, device=centroids_KD.device), num_rows):
         prices = torch.addmm(squares_K, centroids_KD[ids], centroids_KD.T, alpha=-2)
         prices.add_(squares_K[ids, None]).clamp_(min=0)
         prices.mul_(sizes_K).mul_(sizes_K[ids, None]).div_((sizes_K + sizes_K[ids, None]).clamp_(min=1))
@@ -154,31 +155,36 @@ def _merge(centroids_KD: torch.Tensor, counts_K: Counts, one: int, other: int) -
     centroids_KD[other].lerp_(centroids_KD[one], float(share))
 
 
-def _try_splits(
-    vectors_FD: torch.Tensor,
-    centroids_KD: torch.Tensor,
-    found: Assignment,
-    rng: np.random.Generator,
-    rows_F: torch.Tensor | None,
-) -> Iterator[_Split]:
-    """Splits that half of the clusters which have the largest errors."""
-    num_clusters = len(centroids_KD)
+def _member_offsets(
+    vectors_FD: torch.Tensor, centroids_KD: torch.Tensor, found: Assignment, rows_F: torch.Tensor | None
+) -> Callable[[int], torch.Tensor]:
+    """Function that gives the offsets [F, D] of a cluster's vectors from its centroid."""
     order = np.argsort(found.ids_F, kind="stable")
     ends = np.cumsum(found.counts_K)
-    for cluster in np.argsort(-found.errors_K, kind="stable")[: (num_clusters + 1) // 2]:
+
+    def offsets_of(cluster: int) -> torch.Tensor:
         members = torch.from_numpy(order[ends[cluster] - found.counts_K[cluster] : ends[cluster]])
-        if len(members) > 1:
-            offsets_FD = vectors_FD[members if rows_F is None else rows_F[members]] - centroids_KD[cluster]
-            split = _split_in_two(offsets_FD, int(rng.integers(len(members))))
-            if split is not None:
-                gain, left_D, right_D = split
-                yield _Split(
-                    int(cluster), gain, centroids_KD[cluster] + left_D, centroids_KD[cluster] + right_D
-                )
+        return vectors_FD[members if rows_F is None else rows_F[members]].sub_(centroids_KD[cluster])
+
+    return offsets_of
 
 
-def _split_in_two(offsets_FD: torch.Tensor, first: int) -> tuple[float, torch.Tensor, torch.Tensor] | None:
-    """2-means of offsets from their mean, first divided along one of them; None: they are all equal."""
+def _try_splits(
+    offsets_of: Callable[[int], torch.Tensor], found: Assignment, rng: np.random.Generator
+) -> Iterator[_Split]:
+    """Splits that half of the clusters which have the largest errors."""
+    num_clusters = len(found.counts_K)
+    for cluster in np.argsort(-found.errors_K, kind="stable")[: (num_clusters + 1) // 2].tolist():
+        if found.counts_K[cluster] > 1:
+            first = int(rng.integers(found.counts_K[cluster]))
+            yield _Split(cluster, first, gain=_split_in_two(offsets_of(cluster), first)[0])
+
+
+def _split_in_two(offsets_FD: torch.Tensor, first: int) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """2-means of offsets from their mean, first divided along one of them: the gain and both means.
+
+    Where they are all equal the gain is 0.
+    """
     direction_D, middle = offsets_FD[first], torch.zeros((), device=offsets_FD.device)
     if not direction_D.any():  # that one is their mean
         direction_D = offsets_FD[offsets_FD.square().sum(dim=1).argmax()]
@@ -187,7 +193,7 @@ def _split_in_two(offsets_FD: torch.Tensor, first: int) -> tuple[float, torch.Te
         num_left = int(is_left_F.sum())
         num_right = len(offsets_FD) - num_left
         if not num_left or not num_right:
-            return None
+            return 0.0, direction_D, direction_D
         sum_D = is_left_F.to(offsets_FD.dtype) @ offsets_FD
         left_D, right_D = sum_D / num_left, (offsets_FD.sum(dim=0) - sum_D) / num_right
         direction_D = left_D - right_D

@@ -40,6 +40,13 @@ _CODEBOOK_OPTIONS = (
         help="k-means over a uniform sample held in memory, or over every frame in one pass.",
     ),
     click.option(
+        "--audio-hours",
+        type=click.FloatRange(min=0),
+        default=1.0,
+        show_default=True,
+        help="Speech to fit on, drawn from all over the sources; 0: all of it.",
+    ),
+    click.option(
         "--window",
         type=click.Choice(["exact", "padded"]),
         default="exact",

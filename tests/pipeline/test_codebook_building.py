@@ -11,7 +11,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from dmlm.pipeline import codebook_building
+from dmlm.cli import run
+from dmlm.pipeline import codebook_building, corpus_sampling
+from dmlm.pipeline.codebook import load_codebook
 from dmlm.pipeline.codebook_building import (
     BuildCodebookConfig,
     CodebookReport,
@@ -119,6 +121,20 @@ def test_held_out_splits_are_not_used_unless_named(
     assert report.speech is not None
     assert report.speech.num_seen == 2 * 100
     assert report.image is None
+
+
+@pytest.mark.parametrize(("hours", "num_seconds"), [("0.001", 4), ("1", 5), ("1.2", 6), ("0", 8)])
+def test_as_much_speech_is_seen_as_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: str, num_seconds: int
+) -> None:
+    monkeypatch.setattr(corpus_sampling, "MAX_UTTERANCES", 5)  # so few that they are no hour
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (8, 16_000)).astype(np.float32)
+    write_librispeech(tmp_path, "train-clean-100", list(noise))
+    options = ["--encoder", "mfcc", "--clusters", "4", "--text-tokenizer", "bpe:256", "--device", "cpu"]
+    out = ["--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert run(["build-codebook", *options, *out, "--audio-hours", hours]) == 0
+    assert load_codebook(tmp_path / "out" / "speech").statistics.num_seen == num_seconds * 49
+    assert read_card(tmp_path / "out")["settings"]["max_audio_seconds"] == float(hours) * 3_600
 
 
 def test_text_rule_comes_before_the_merges(built: CodebookReport, config: BuildCodebookConfig) -> None:
@@ -260,6 +276,7 @@ def test_damaged_card_is_corrupt(tmp_path: Path, card: str) -> None:
         ({"image_resolution": 33}, "multiple of 8"),
         ({"window": "half"}, "exact, padded"),
         ({"fit": "half"}, "sample, stream"),
+        ({"max_audio_seconds": -1.0}, "max_audio_seconds -1.0"),
         ({"image_tokenizer": "dalle"}, "dalle"),
         ({"sources": (SourceShare(name="coco", share=-1.0),)}, "positive"),
         ({"sources": (SourceShare(name="ami"),)}, "ami"),

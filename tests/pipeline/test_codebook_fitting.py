@@ -96,31 +96,40 @@ def test_vector_that_is_not_finite_is_refused(mode: FitMode, value: float) -> No
 
 STREAM_MEMORY = """
 import resource, sys, numpy as np
+from dmlm.pipeline import codebook_fitting, kmeans
 from dmlm.pipeline.codebook_fitting import FitMode, fit_codebook
-K, D = 100, 1024
+codebook_fitting.STEP, kmeans.MAX_PASSES = 2, 2  # no less memory, but few vectors are enough
+num_arrays, F, K, D = map(int, sys.argv[1:])
 base_KD = np.random.default_rng(1).standard_normal((K, D)).astype(np.float32)
-def vectors(num_arrays):
+def vectors(num_arrays, D):
     rng = np.random.default_rng(0)
     for _ in range(num_arrays):
-        yield base_KD[rng.integers(0, K, 500)] + rng.standard_normal((500, D), np.float32)
-def fit(num_arrays, num_clusters):
+        yield base_KD[rng.integers(0, K, F), :D] + rng.standard_normal((F, D), np.float32)
+def fit(num_arrays, D, num_clusters):
     settings = dict(num_clusters=num_clusters, seed=0, encoder="x", features={}, mode=FitMode.STREAM)
-    fit_codebook(vectors(num_arrays), **settings)
+    fit_codebook(vectors(num_arrays, D), **settings)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = fit(2, 10)
-print(fit(int(sys.argv[1]), K) - before, 3 * K * D * 4)
+before = fit(2, 8, 10)
+print(fit(num_arrays, D, K) - before)
 """
 
 
+def measure_stream(*sizes: int) -> int:
+    """Peak memory beyond that of a small fit: number of arrays, vectors in each, K, D."""
+    command = [sys.executable, "-c", STREAM_MEMORY, *map(str, sizes)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def test_memory_of_a_stream_is_bounded_whatever_its_length() -> None:
-    extra = []
-    for num_arrays in (20, 60):
-        command = [sys.executable, "-c", STREAM_MEMORY, str(num_arrays)]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        num_bytes, centroid_bytes = map(int, run.stdout.split())
-        extra.append(num_bytes)
-        assert num_bytes <= (64 << 20) + centroid_bytes
+    extra = [measure_stream(num_arrays, 500, 100, 1024) for num_arrays in (20, 60)]
+    assert max(extra) <= (64 << 20) + 3 * 100 * 1024 * 4
     assert extra[1] - extra[0] < 8 << 20
+
+
+def test_memory_of_a_stream_is_that_of_few_sets_of_many_centroids() -> None:
+    """Of 37 MB each, which move once, and then by an exchange."""
+    extra = measure_stream(170, 10, 450, 20_480)
+    assert extra <= (64 << 20) + 5 * 450 * 20_480 * 4
 
 
 def test_more_clusters_than_distinct_vectors_leave_no_centroid_undefined() -> None:

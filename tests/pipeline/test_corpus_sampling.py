@@ -44,6 +44,7 @@ def part(name: str, share: float, num_utterances: int, num_texts: int) -> Source
 def test_shares_count_among_the_sources_that_have_the_modality() -> None:
     sample = CorpusSample(parts=(part("a", 3, 5, 0), part("b", 1, 5, 2), part("c", 4, 0, 2)))
     assert [seconds for _, seconds in sample.speech_budgets(100.0)] == [75.0, 25.0]
+    assert [seconds for _, seconds in sample.speech_budgets(0)] == [np.inf, np.inf]  # all of it
     assert Counter(sample.texts) == {"b": 2, "c": 2}
     assert sample.num_broken == 3
     assert sample.has_speech
