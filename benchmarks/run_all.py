@@ -3,7 +3,7 @@
 A script whose peer is not installed is left out with its reason; rows measured before stay as they were,
 with their own date and machine.
 
-    python benchmarks/run_all.py [--only A,G] [--out benchmarks]
+    python benchmarks/run_all.py [--only A,training_step] [--out benchmarks]
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     notes: list[str] = []
     num_failed = 0
     for script in SCRIPTS:
-        if options.only and script.row not in options.only.split(","):
+        if options.only and not {script.row, script.name} & {*options.only.split(",")}:
             continue
         if missing := [module for module in script.needs if importlib.util.find_spec(module) is None]:
             notes.append(
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="All benchmarks.")
-    parser.add_argument("--only", help="rows by comma, such as A,G; the others keep what they have")
+    parser.add_argument("--only", help="rows or scripts by comma, such as A,packing; the others keep what they have")
     parser.add_argument("--out", type=Path, default=FOLDER)
     return parser.parse_args(arguments)
 

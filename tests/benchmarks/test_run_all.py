@@ -57,11 +57,12 @@ def test_the_table_says_which_targets_are_missed_and_leaves_the_gpu_empty(run_al
     assert "- Z: skipped, no_such_peer not installed (see docs/benchmarks.md)" in lines
 
 
-def test_rows_that_are_not_run_again_stay_as_they_were(run_all, tmp_path: Path) -> None:
+@pytest.mark.parametrize("only", ["B", "b"])
+def test_rows_that_are_not_run_again_stay_as_they_were(run_all, tmp_path: Path, only: str) -> None:
     run_all.main(["--out", str(tmp_path)])
     before = json.loads((tmp_path / "results.json").read_bytes())
     (tmp_path / "b.py").write_text(GOOD % ("B", json.dumps(row(80.0, target=None))))
-    run_all.main(["--out", str(tmp_path), "--only", "B"])
+    run_all.main(["--out", str(tmp_path), "--only", only])
     after = json.loads((tmp_path / "results.json").read_bytes())
     assert after["A"] == before["A"]
     assert (after["B"]["dmlm"], after["B"]["target"]) == (80.0, None)
