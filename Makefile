@@ -56,7 +56,8 @@ unit: $(INSTALLED) ## pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist worksteal
 
 # A part of it: make soak SOAK='tests/crash/test_kill_train.py'
-soak: $(INSTALLED) ## the promises of docs/reliability.md, long forms too; hours
+soak: $(INSTALLED) ## the promises of docs/reliability.md, long forms and Ray too; an hour or two
+	$(BIN)/pip install -q -e ".[$(FAISS),ray]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "" -v $(SOAK)
 
 clean: ## removes what was built; keeps .venv

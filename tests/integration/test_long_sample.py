@@ -65,7 +65,8 @@ def run_watched(code: str, *arguments: object) -> tuple[str, list[int]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             for pid in family(process.pid):
-                peaks[pid] = max(peaks.get(pid, 0), peak_of(pid))
+                # The last one: until it runs its own program, a new process has its parent's peak.
+                peaks[pid] = peak_of(pid) or peaks.get(pid, 0)
             time.sleep(LOOK_SECONDS)
         assert process.returncode == 0
         assert process.stdout is not None
