@@ -83,7 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="All benchmarks.")
-    parser.add_argument("--only", help="rows or scripts by comma, such as A,packing; the others keep what they have")
+    parser.add_argument(
+        "--only", help="rows or scripts by comma, such as A,packing; the others keep what they have"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER)
     return parser.parse_args(arguments)
 
