@@ -147,6 +147,8 @@ def decode_sample(tar: memoryview, spans: Mapping[str, Span]) -> Sample:
     Raises:
         ShardCorruptError: A member is not what the writer writes.
     """
+    if "json" not in spans:
+        raise ShardCorruptError("a sample has no json")
     content = _decode_json(bytes(spans["json"].of(tar)))
     for name in TOKEN_MEMBERS:
         if span := spans.get(f"{name}.npy"):

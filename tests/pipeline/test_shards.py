@@ -21,7 +21,7 @@ from dmlm.pipeline.errors import (
 from dmlm.pipeline.quarantine import LedgerEntry
 from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import TokenCounts, finished_shard, open_shard, write_shard
-from dmlm.pipeline.shards.format import TOKEN_MEMBERS, decode_npy, encode_npy
+from dmlm.pipeline.shards.format import TOKEN_MEMBERS, decode_npy, decode_sample, encode_npy
 from dmlm.pipeline.shards.index import num_runs
 from dmlm.pipeline.vocabulary import Vocabulary
 
@@ -275,3 +275,9 @@ def test_an_open_shard_holds_no_file_open(tmp_path: Path) -> None:
     names = {os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()}
     assert not any(name.startswith(str(tmp_path)) for name in names)
     assert reader.read_tokens(0, "speech").tolist() == [3, 3, 5]
+
+
+def test_a_sample_whose_index_names_no_json_is_refused() -> None:
+    """Found by the long form of test_fuzz.py."""
+    with pytest.raises(ShardCorruptError, match="no json"):
+        decode_sample(memoryview(b""), {})
