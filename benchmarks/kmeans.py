@@ -26,6 +26,7 @@ from dmlm.pipeline.codebook_fitting import FitMode, fit_codebook
 from dmlm.pipeline.kmeans import cluster
 from dmlm.pipeline.nearest import assign, choose_search, find_nearest, search_with_faiss
 
+ENCODER = "whisper:tiny.en"
 MARGIN = 1.002
 WIDTH = 384
 MAX_PASSES = 40
@@ -43,6 +44,8 @@ class Task:
     """What every side is given."""
 
     vectors_FD: torch.Tensor
+    origin: str
+    """What the vectors are: an encoder, or clouds."""
     num_clusters: int
 
     def inertia(self, centroids_KD: Any) -> float:
@@ -88,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
     with threadpool_limits(options.threads):
-        task = Task(_load_vectors(options.vectors), options.clusters)
+        task = Task(*_load_vectors(options.vectors), options.clusters)
         _report_lloyd(task, options.rounds)
         _report_batches(task, options.rounds)
         _report_assignment(task, options.rounds)
@@ -104,17 +107,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _load_vectors(num_vectors: int) -> torch.Tensor:
-    """Frames drawn from all over the corpus, in its order."""
+def _load_vectors(num_vectors: int) -> tuple[torch.Tensor, str]:
+    """Frames drawn from all over the corpus, in its order, or points of clouds; and which of the two."""
     rng = np.random.default_rng(0)
     corpus = Path(os.environ.get("DMLM_REAL_DATA", "")) / "LibriSpeech" / "train-clean-100"
     if not corpus.is_dir():
         centres = rng.normal(0, 1, (2_000, WIDTH)).astype(np.float32)
         noise = rng.standard_normal((num_vectors, WIDTH), np.float32)
-        return torch.from_numpy(centres[rng.integers(0, len(centres), num_vectors)] + noise)
+        return torch.from_numpy(centres[rng.integers(0, len(centres), num_vectors)] + noise), "clouds"
     frames_FD = torch.cat(list(_encode(corpus)))
     rows = np.sort(rng.permutation(len(frames_FD))[:num_vectors])
-    return frames_FD[torch.from_numpy(rows)]
+    return frames_FD[torch.from_numpy(rows)], ENCODER
 
 
 def _encode(corpus: Path) -> Iterator[torch.Tensor]:
@@ -122,7 +125,7 @@ def _encode(corpus: Path) -> Iterator[torch.Tensor]:
     from dmlm.pipeline.encoders import WindowMode
     from dmlm.pipeline.encoders.whisper import open_whisper_encoder
 
-    encoder = open_whisper_encoder("whisper:tiny.en", layer=None, window=WindowMode.EXACT, device="cpu")
+    encoder = open_whisper_encoder(ENCODER, layer=None, window=WindowMode.EXACT, device="cpu")
     for item in encoder.encode(load_waveform(path) for path in sorted(corpus.rglob("*.flac"))):
         yield item.activations_FD
 
@@ -149,6 +152,7 @@ def _report_lloyd(task: Task, num_rounds: int) -> None:
         target=2.0,
         smaller_is_better=True,
         details={
+            "vectors": task.origin,
             "passes": num_passes,
             "target_inertia": target,
             "inertia": task.inertia(task.cluster(num_passes["dmlm"])),
@@ -176,7 +180,12 @@ def _report_batches(task: Task, num_rounds: int) -> None:
             unit="s",
             target=2.0,
             smaller_is_better=True,
-            details={"batch": size, "passes": num_passes, "target_inertia": target},
+            details={
+                "vectors": task.origin,
+                "batch": size,
+                "passes": num_passes,
+                "target_inertia": target,
+            },
         )
         rows.append(row)
     min(rows, key=lambda row: row.ratio).print()
@@ -203,6 +212,7 @@ def _report_assignment(task: Task, num_rounds: int) -> None:
         unit="GFLOP/s",
         target=0.9,
         details={
+            "vectors": task.origin,
             "GFLOP/s with FAISS instead": rates["faiss"],
             "GFLOP/s with distances and the sums of the clusters": rates["pass"],
         },
@@ -224,7 +234,7 @@ def _report_stream(task: Task) -> None:
         unit="",
         target=None,
         smaller_is_better=True,
-        details={"kept": codebook.statistics.num_kept},
+        details={"vectors": task.origin, "kept": codebook.statistics.num_kept},
     ).print()
 
 

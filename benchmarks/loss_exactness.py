@@ -4,8 +4,8 @@ One global batch of random sequences of all three modalities is cut into micro-b
 every way that packing × accumulation {1, 2, 3} × ranks {1, 2, 4} × DDP or FSDP2 gives; some of them lack a
 modality. The other two of `normalise` run with the last of the accumulations. The reference runs stock
 transformers in float64 on one sequence at a time, in one process, and adds up its cross-entropies as the
-formula says. Errors are |value - reference| / |reference| and the same of norms
-for the gradient of all parameters together, before clipping.
+formula says. Errors are |value - reference| / |reference|, and the same of norms for the gradient of all
+parameters together, before clipping.
 
     python benchmarks/loss_exactness.py [--ranks 1 2 4] [--accumulation 1 2 3]
 """

@@ -9,7 +9,6 @@ is what forward and backward add to the hidden states and the weights.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from rows import Row
+from rows import Row, peak_bytes
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
@@ -73,7 +72,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     weight_VD = torch.randn(options.vocabulary, options.width).div_(options.width**0.5).requires_grad_()
     targets_N = torch.randint(0, options.vocabulary, (options.tokens,))
     weights_N = torch.full((options.tokens,), 1 / options.tokens, dtype=torch.float64)
-    before, seconds = _peak_mb(), []
+    before, seconds = peak_bytes(), []
     for _ in range(options.rounds):
         hidden_ND.grad = weight_VD.grad = None
         start = time.process_time()
@@ -82,13 +81,9 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
         seconds.append(time.process_time() - start)
     return {
         "seconds": statistics.median(seconds),
-        "peak_mb": _peak_mb() - before,
+        "peak_mb": (peak_bytes() - before) / 1e6,
         "loss": loss.item(),
     }
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 if __name__ == "__main__":

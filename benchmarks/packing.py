@@ -1,7 +1,8 @@
-"""Row E: packing on lengths, dmlm beside padding: how full the batches are, and what choosing costs.
+"""Row E: packing on lengths: how full the batches are, and what choosing costs, beside what is wanted.
 
-Dynamic padding pads batches of 16 random samples to their longest, fixed padding pads every sample to the
-longest of all. dmlm's time includes nothing but the choice of rows: no token is read.
+In the details is what padding gives. Dynamic padding pads batches of 16 random samples to their longest,
+fixed padding pads every sample to the longest of all. The time includes nothing but the choice of rows: no
+token is read.
 
     python benchmarks/packing.py [--samples 20000] [--max-tokens 4096] [--pool-size 64] [--rounds 5]
 """

@@ -5,6 +5,7 @@ A script `benchmarks/X.py` prints each of its rows as a line of json and a line 
 """
 
 import json
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -70,6 +71,11 @@ def make_sgemm() -> Callable[[], object]:
     """A side of one bare float32 matrix product, of `SGEMM_OPERATIONS`."""
     left, right = torch.randn(2, SGEMM_SIZE, SGEMM_SIZE)
     return lambda: left @ right
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def describe(details: Mapping[str, Any]) -> str:

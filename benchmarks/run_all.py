@@ -23,7 +23,7 @@ from dmlm.pipeline.storage import write_bytes, write_json
 
 FOLDER = Path(__file__).parent
 WAITING = {"OMP_WAIT_POLICY": "passive"}
-"""Where torch, FAISS, scikit-learn or BLAS have a pool each, a thread with nothing to do must not spin."""
+"""For scripts where a thread with nothing to do must not spin."""
 
 Results = dict[str, dict[str, Any]]
 
@@ -38,32 +38,35 @@ class Script:
     """File in this folder, without `.py`."""
     needs: Sequence[str] = ()
     """Modules that only its peers need."""
-    has_pools: bool = False
-    """Whether libraries with threads of their own run beside torch."""
+    is_passive: bool = False
+    """Whether waiting threads must not spin: several libraries have pools, or processor time counts."""
 
 
 SCRIPTS = (
-    Script(row="A", name="speech_tokens", has_pools=True),
-    Script(row="B", name="kmeans", needs=("faiss", "sklearn"), has_pools=True),
+    Script(row="A", name="speech_tokens", is_passive=True),
+    Script(row="B", name="kmeans", needs=("faiss", "sklearn"), is_passive=True),
     Script(row="C", name="shard_reading"),
     Script(row="D", name="training_step", needs=("accelerate",)),
-    Script(row="D", name="loss_memory"),
-    Script(row="D", name="step_options"),
+    Script(row="D", name="loss_memory", is_passive=True),
+    Script(row="D", name="step_options", is_passive=True),
     Script(row="E", name="packing"),
     Script(row="F", name="decoding"),
-    Script(row="G", name="image_tokens", needs=("dall_e",), has_pools=True),
+    Script(row="G", name="image_tokens", needs=("dall_e",)),
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 1 when a script failed or printed no row."""
     options = _parse(arguments)
+    wanted = set(options.only.split(",")) if options.only else set()
+    if unknown := wanted - {word for script in SCRIPTS for word in (script.row, script.name)}:
+        raise SystemExit(f"--only: no row or script {', '.join(sorted(unknown))}")
     path = options.out / "results.json"
     results: Results = json.loads(path.read_bytes()) if path.is_file() else {}
     notes: list[str] = []
     num_failed = 0
     for script in SCRIPTS:
-        if options.only and not {script.row, script.name} & {*options.only.split(",")}:
+        if wanted and not wanted & {script.row, script.name}:
             continue
         if missing := [module for module in script.needs if importlib.util.find_spec(module) is None]:
             notes.append(
@@ -94,7 +97,7 @@ def run_script(script: Script) -> tuple[Results, int]:
     """Rows that a script printed, and its exit code; what it prints for people goes on to the terminal."""
     command = [sys.executable, str(FOLDER / f"{script.name}.py")]
     rows: Results = {}
-    environment = {**os.environ, **(WAITING if script.has_pools else {})}
+    environment = {**os.environ, **(WAITING if script.is_passive else {})}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout or ():
             if line.startswith("{"):

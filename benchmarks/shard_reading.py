@@ -4,7 +4,7 @@ C-random: the token arrays of every sample, in random order. C-batch: the same s
 sequences and packed into rows; its figures with tensors hold when the labels of a row are made too, which a
 GPU does. C-resume: from nothing to the first row behind a state that was kept. webdataset's loop shuffles and
 decodes, no more; `arrays only` is told to leave the json alone. Before anything is timed, the tokens of all
-sides are compared sample by sample.
+sides are compared sample by sample, and the row behind the state with the one that comes without stopping.
 
     python benchmarks/shard_reading.py [--samples 6000] [--shards 6] [--rounds 5] [--max-tokens 8192]
 """
@@ -21,13 +21,13 @@ import webdataset
 from rows import Row, time_sides
 from token_lengths import draw_librispeech
 
-from dmlm.pipeline.samples import Modality, Sample, TokenArray
-from dmlm.pipeline.shards import DatasetCard, DatasetTotals, write_dataset_card, write_shard
-from dmlm.pipeline.shards.card import LEDGER_NAME, encode_ledger
-from dmlm.pipeline.storage import sha256_file
+from dmlm.pipeline.output_folder import publish
+from dmlm.pipeline.samples import Sample, TokenArray
+from dmlm.pipeline.shards import write_shard
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
+from dmlm.trainer.data.packing import PackedBatch
 from dmlm.trainer.data.stream import TokenStream
 
 NUM_AT_ONCE = 256
@@ -59,22 +59,10 @@ def _write(directory: Path, num_samples: int, num_shards: int) -> list[str]:
     for number in range(num_shards):
         part, name = samples[number::num_shards], f"benchmark-{number:06d}"
         finished.append(write_shard(directory, name, part, VOCABULARY, task_sha256=name, num_in=len(part)))
-    records, footers = tuple(shard.record for shard in finished), [shard.footer for shard in finished]
-    (directory / LEDGER_NAME).write_bytes(encode_ledger(footers))
-    card = DatasetCard(
-        name="benchmark",
-        shards=records,
-        totals=DatasetTotals.of(records, footers),
-        fingerprints={modality: {"sha256": modality} for modality in (Modality.SPEECH, Modality.TEXT)},
-        text_rule="none",
-        vocabulary=VOCABULARY,
-        versions={},
-        settings={},
-        licence="none",
-        files={LEDGER_NAME: sha256_file(directory / LEDGER_NAME)},
-    )
-    write_dataset_card(directory, card)
-    return [str(directory / f"{record.name}.tar") for record in records]
+    fingerprints = {modality: {"sha256": modality} for modality in ("speech", "text")}
+    recipe = {"fingerprints": fingerprints, "text_rule": "none", "settings": {}}
+    card = publish(directory, "benchmark", finished, recipe, VOCABULARY, "none")
+    return [str(directory / f"{record.name}.tar") for record in card.shards]
 
 
 def _draw_samples(num_samples: int) -> Iterator[Sample]:
@@ -136,10 +124,10 @@ class _Sides:
                 if tensors:
                     batch.targets_N  # noqa: B018  # makes all of them
 
-    def resume(self) -> None:
+    def resume(self) -> list[PackedBatch]:
         stream = TokenStream(open_training_data([self._directory]), self._recipe, seed=0)
         stream.restore(self.stream.state())
-        stream.next_step()
+        return stream.next_step()
 
 
 def _tokens_of_stock(sides: _Sides) -> Tokens:
@@ -182,6 +170,9 @@ def _report(sides: _Sides, options: argparse.Namespace) -> None:
         "C-random": _share_of_equal(expected, _tokens_of_table(sides.data)),
         "C-batch": _share_of_equal(expected, _tokens_of_batches(sides)),
     }
+    # In this order: both begin at the same state.
+    resumed, next_step = sides.resume(), sides.stream.next_step()
+    assert [batch.keys for batch in resumed] == [batch.keys for batch in next_step]
     seconds = time_sides(
         {
             "C-random": sides.read_random,
@@ -216,7 +207,8 @@ def _report(sides: _Sides, options: argparse.Namespace) -> None:
         ).print()
     Row(
         name="C-resume",
-        title=f"going on behind a state of {options.samples} samples",
+        title="from nothing to the first row behind a kept state, "
+        f"{options.samples} samples in {options.shards} shards",
         dmlm=seconds["C-resume"],
         peers={"wanted": WANTED_RESUME_SECONDS},
         unit="s",

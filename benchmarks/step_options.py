@@ -5,7 +5,7 @@ round, in turn. Seconds are processor time of a step on a CPU, time of the clock
 two steps, in which graphs are compiled. Peak memory is what training adds to a process with the model built.
 
     python benchmarks/step_options.py [--only gradient_checkpointing] [--device cuda]
-                                      [and every option of training_step.py but --side]
+                                      [and every option of training_step.py but --side; three rounds]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import training_step
-from rows import Row
+from rows import Row, peak_bytes
 
 from dmlm.trainer.config import recipe_from_json
 from dmlm.trainer.data.packing import pack_sequences
@@ -35,13 +35,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "varlen": {"attention": "varlen", "precision": "bfloat16"},
 }
 CUDA_ONLY = ("flex", "varlen")
+NUM_ROUNDS = 3
+"""Fewer than of row D, unless given: there are many options, and bfloat16 is slow on a CPU."""
 NUM_WARM_UP = 2
 
 
 def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     own, rest = _parse(given)
-    options = training_step.parse(rest)
+    options = training_step.parse(["--rounds", str(NUM_ROUNDS), *rest])  # the last one given holds
     if own.side is not None:
         torch.set_num_threads(options.threads)
         print(json.dumps(_measure(own, options)))
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             runs[name].append(json.loads(output.splitlines()[-1]))
     for name in names[1:]:
-        _report(name, runs[name], runs["plain"])
+        _report(name, runs[name], runs["plain"], options)
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -98,22 +100,27 @@ def _measure(own: argparse.Namespace, options: argparse.Namespace) -> dict[str, 
 
 
 def _peak_bytes(on_gpu: bool) -> int:
-    return torch.cuda.max_memory_allocated() if on_gpu else training_step.peak_bytes()
+    return torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
 
 
-def _report(name: str, runs: list[dict[str, float]], plain: list[dict[str, float]]) -> None:
+def _report(
+    name: str, runs: list[dict[str, float]], plain: list[dict[str, float]], options: argparse.Namespace
+) -> None:
     def median(of: list[dict[str, float]], key: str) -> float:
         return statistics.median(run[key] for run in of)
 
     Row(
         name=f"D-option-{name}",
-        title=f"training step with {name}, beside float32 and one attention call per sequence",
+        title=f"training step of llama {options.layers} x {options.width} with {name}, "
+        "beside float32 and one attention call per sequence",
         dmlm=median(runs, "seconds"),
         peers={"plain": median(plain, "seconds")},
         unit="s",
         target=None,
         smaller_is_better=True,
         details={
+            "vocabulary": options.vocabulary,
+            "sequences_a_step": options.sequences,
             "peak_MB": {"with": median(runs, "peak_mb"), "without": median(plain, "peak_mb")},
             "last_loss": {"with": runs[0]["loss"], "without": plain[0]["loss"]},
         },

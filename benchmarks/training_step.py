@@ -16,7 +16,6 @@ Seconds are those behind the first step; peak memory is what training adds to a 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,8 +27,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import SGEMM_OPERATIONS, Row, make_sgemm, time_sides
-from token_lengths import Lengths, draw_coco, draw_librispeech
+from rows import SGEMM_OPERATIONS, Row, make_sgemm, peak_bytes, time_sides
+from token_lengths import draw_coco, draw_covost, draw_librispeech
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from dmlm.trainer.config import LossConfig, recipe_from_json
@@ -104,10 +103,6 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def draw_steps(options: argparse.Namespace) -> list[list[TaskSequence]]:
     """Sequences of each step; the tasks have equal numbers of sequences."""
     rng = np.random.default_rng(0)
@@ -115,11 +110,6 @@ def draw_steps(options: argparse.Namespace) -> list[list[TaskSequence]]:
         [_draw_sequence(number % 4, rng, options) for number in range(options.sequences)]
         for _ in range(options.steps)
     ]
-
-
-def draw_covost(rng: np.random.Generator) -> Lengths:
-    seconds = rng.uniform(2, 8)
-    return Lengths(speech=int(50 * seconds), text=int(7 * seconds))
 
 
 def _draw_sequence(task: int, rng: np.random.Generator, options: argparse.Namespace) -> TaskSequence:
@@ -247,6 +237,8 @@ def _report(runs: Mapping[str, Sequence[Side]], options: argparse.Namespace) -> 
     rates = {name: tokens_per_step / time for name, time in seconds.items()}
     reference = np.array(runs["longest"][0].losses)
     details = {
+        "vocabulary": options.vocabulary,
+        "sequences_a_step": options.sequences,
         "lengths": {q: int(np.quantile(lengths, float(q))) for q in ("0", "0.25", "0.5", "0.75", "1")},
         "mean_length": float(lengths.mean()),
         "first_loss": {name: sides[0].losses[0] for name, sides in runs.items()},
@@ -256,10 +248,11 @@ def _report(runs: Mapping[str, Sequence[Side]], options: argparse.Namespace) -> 
         "peak_MB": peaks,
         "modality_share": statistics.median(run.sums_seconds / run.seconds for run in runs["dmlm"]),
     }
+    title = f"training step of llama {options.layers} x {options.width}"
     for name, target in (("longest", 3.0), ("max", 5.0), ("flattened", 1.2)):
         Row(
             name=f"D-{name}",
-            title=f"training step, beside the Trainer {SIDES[name]}",
+            title=f"{title}, beside the Trainer {SIDES[name]}",
             dmlm=rates["dmlm"],
             peers={"Trainer": rates[name]},
             unit="real tokens/s",
@@ -278,7 +271,7 @@ def _report(runs: Mapping[str, Sequence[Side]], options: argparse.Namespace) -> 
     sgemm_seconds = statistics.median(run.sgemm_seconds for run in runs["dmlm"])
     Row(
         name="D-sgemm",
-        title="matrix products of a step, those of attention left out",
+        title="matrix products (not attention's) over the time of a whole step",
         dmlm=rates["dmlm"] * _count_operations(model) / 1e9,
         peers={"bare sgemm": SGEMM_OPERATIONS / sgemm_seconds / 1e9},
         unit="GFLOP/s",

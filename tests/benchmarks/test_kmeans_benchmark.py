@@ -8,6 +8,7 @@ def test_row_b_compares_fits_of_equal_inertia(run_benchmark, monkeypatch: pytest
     sizes = ("--vectors", "1500", "--clusters", "8")
     rows = run_benchmark("kmeans", *sizes, "--rounds", "0", "--threads", "1")
     assert list(rows) == ["B-lloyd", "B-minibatch", "B-assign", "B-stream"]
+    assert {row["details"]["vectors"] for row in rows.values()} == {"clouds"}
     lloyd = rows["B-lloyd"]
     assert lloyd["details"]["inertia"] <= lloyd["details"]["target_inertia"]
     assert lloyd["ratio"] == pytest.approx(min(lloyd["peers"].values()) / lloyd["dmlm"])

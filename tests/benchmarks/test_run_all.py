@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -67,6 +68,22 @@ def test_rows_that_are_not_run_again_stay_as_they_were(run_all, tmp_path: Path, 
     assert after["A"] == before["A"]
     assert (after["B"]["dmlm"], after["B"]["target"]) == (80.0, None)
     assert "| 20.00 | – | – | not run |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_an_unknown_row_is_refused_before_anything_runs(run_all, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no row or script x$"):
+        run_all.main(["--out", str(tmp_path), "--only", "A,x"])
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_only_a_passive_script_tells_its_threads_not_to_spin(
+    run_all, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    (tmp_path / "a.py").write_text("import json, os; print(json.dumps({os.getenv('OMP_WAIT_POLICY'): {}}))")
+    script = run_all.Script(row="A", name="a")
+    assert run_all.run_script(script) == ({"null": {}}, 0)
+    assert run_all.run_script(replace(script, is_passive=True)) == ({"passive": {}}, 0)
 
 
 @pytest.mark.parametrize("content", ["raise SystemExit(3)", "print('no row')"])
