@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PLAN_NAME: Final = "plan.txt"
+HASH_WAIT_SECONDS: Final = 0.5
+"""Between two looks at whether a run that waits for hashes is to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,7 @@ def train(config: TrainConfig, ranks: Ranks = ALONE) -> TrainReport:
         MissingDependencyError: The package of a tracker is not installed.
         FingerprintMismatchError: Data sets, model or checkpoint differ in tokenizers or settings.
         NotFiniteError: The loss or the gradient became NaN or infinite; the checkpoints before are kept.
+        ShardCorruptError: The bytes of a shard are not those of its card, whenever that is found.
         KeyboardInterrupt: SIGINT or SIGTERM came, to any rank; a checkpoint was saved.
     """
     run = _Run(config, ranks)
@@ -156,14 +159,12 @@ class _Run:
                 self._num_done += 1
                 log.add(self._num_done, result)
                 is_best = not result.is_stopping and self._validate(log)
-                is_last = self._num_done == recipe.num_steps
-                if is_last:
-                    hasher.finish()  # no run ends well on shards that nobody has checked
-                is_due = is_last or self._num_done % recipe.save_every_steps == 0
+                is_due = self._num_done == recipe.num_steps or self._num_done % recipe.save_every_steps == 0
                 if result.is_stopping or is_due or is_best:
                     self._checkpoint = self._save(stream.state(), log.state(), is_best)
                 if result.is_stopping:
                     raise KeyboardInterrupt(f"stopped and saved {self._checkpoint}; go on with --resume")
+            _await_hashes(hasher, is_asked_to_stop)
         assert self._checkpoint is not None, "the last step saves"
         return TrainReport(
             checkpoint=self._checkpoint,
@@ -247,6 +248,16 @@ class _Run:
             )
         self._ranks.wait_for_all()
         return checkpoint_path(self._out_dir, self._num_done)
+
+
+def _await_hashes(hasher: ShardHasher, is_asked_to_stop: Callable[[], bool]) -> None:
+    """No run ends well on shards that nobody has checked; one stopped here waits again with `--resume`."""
+    if hasher.wait(0):
+        return
+    sys.stderr.write("all steps are saved; waiting until every shard has been hashed\n")
+    while not hasher.wait(HASH_WAIT_SECONDS):
+        if is_asked_to_stop():
+            raise KeyboardInterrupt("all steps are saved, but not every shard is hashed; go on with --resume")
 
 
 def _with_init(recipe: Recipe, init: str | None) -> Recipe:

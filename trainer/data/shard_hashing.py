@@ -49,10 +49,12 @@ class ShardHasher:
         if time.monotonic() >= self._next_save:
             self._save()
 
-    def finish(self) -> None:
-        """Waits until every shard has been hashed; raises as `check` does."""
-        self._thread.join()
+    def wait(self, patience_seconds: float) -> bool:
+        """Waits for the rest, at most so long; whether all are hashed. Raises as `check` does."""
+        self._thread.join(patience_seconds)
+        is_done = not self._thread.is_alive()
         self.check()
+        return is_done
 
     def close(self) -> None:
         """Ends the thread behind the shard that it is at, or leaves it there if that takes too long.

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -12,6 +14,7 @@ import pytest
 
 from dmlm.pipeline.errors import ShardCorruptError
 from dmlm.pipeline.storage import sha256_file
+from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import TrainConfig, recipe_from_json
 from dmlm.trainer.data import shard_hashing
 from dmlm.trainer.data.dataset import ShardFile, TrainingData, open_training_data
@@ -49,7 +52,7 @@ def check_until_one_is_written(hasher: ShardHasher, run_dir: Path) -> None:
 def check_all(shards: Path, run_dir: Path) -> set[str]:
     """What is remembered once everything was hashed."""
     with closing(ShardHasher(open_data(shards).files, run_dir)) as hasher:
-        hasher.finish()
+        assert hasher.wait(20)
     return set(json.loads((run_dir / MEMORY_NAME).read_bytes()))
 
 
@@ -136,11 +139,7 @@ def test_a_damaged_memory_means_hashing_again(content: bytes, shards: Path, tmp_
     assert len(check_all(shards, tmp_path)) == 2
 
 
-@pytest.mark.parametrize("num_steps", [1, 100_000])
-def test_no_run_saves_behind_a_shard_that_is_not_its_card_s(
-    num_steps: int, shards: Path, tmp_path: Path
-) -> None:
-    flip_a_bit(shards / "toy-000001.tar")
+def run_of(shards: Path, run_dir: Path, num_steps: int) -> TrainConfig:
     recipe = recipe_from_json(
         {
             "name": "long",
@@ -152,6 +151,42 @@ def test_no_run_saves_behind_a_shard_that_is_not_its_card_s(
             "batch": {"max_tokens": 32},
         }
     )
+    return TrainConfig(shards=(shards,), recipe=recipe, out_dir=run_dir, device="cpu")
+
+
+def test_damage_stops_a_run_between_two_saves(shards: Path, tmp_path: Path) -> None:
+    flip_a_bit(shards / "toy-000001.tar")
     with pytest.raises(ShardCorruptError, match=r"toy-000001\.tar: sha256 mismatch"):
-        train(TrainConfig(shards=(shards,), recipe=recipe, out_dir=tmp_path / "run", device="cpu"))
+        train(run_of(shards, tmp_path / "run", 100_000))
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_no_run_ends_well_on_a_shard_that_is_not_its_card_s(shards: Path, tmp_path: Path) -> None:
+    flip_a_bit(shards / "toy-000001.tar")
+    config = run_of(shards, tmp_path / "run", 1)
+    for resume in (False, True):
+        with pytest.raises(ShardCorruptError, match=r"toy-000001\.tar: sha256 mismatch"):
+            train(replace(config, resume=resume))
+
+
+def test_a_run_that_waits_for_hashes_can_be_stopped_and_has_saved_its_steps(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, is_stopped = run_of(shards, tmp_path / "run", 1), Event()
+
+    def stop_the_run_while_it_waits(path: Path) -> str:
+        deadline = time.monotonic() + 60
+        while latest_checkpoint(config.out_dir) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
+        assert is_stopped.wait(20)
+        return sha256_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_hashing, "sha256_file", stop_the_run_while_it_waits)
+        patch.setattr(shard_hashing, "_CLOSE_SECONDS", 0.2)
+        with pytest.raises(KeyboardInterrupt, match="all steps are saved"):
+            train(config)
+    is_stopped.set()
+    assert train(replace(config, resume=True)).checkpoint == config.out_dir / "checkpoint-000001"
+    assert num_remembered(config.out_dir) == 2
