@@ -89,7 +89,7 @@ def save_checkpoint(
 ) -> Path:
     """Publishes a checkpoint and removes all but it, the one before it and the best.
 
-    Later ones go, too: they are damaged, and the run fell back behind them.
+    Later ones go, too: they are damaged, and the run fell back behind them. One that `best` links to stays.
 
     Raises:
         StorageError: The disk is full or fails; what was there before is still there.

@@ -49,7 +49,8 @@ def train(
 ) -> None:
     """Train one joint model: every task that the data allows, mixed, packed, with the tri-modal loss.
 
-    Writes Hugging Face checkpoints, metrics.jsonl, validation.jsonl and the resolved recipe to --out.
+    Writes Hugging Face checkpoints, plan.txt, metrics.jsonl, validation.jsonl and the resolved recipe to
+    --out.
 
     Example:  dmlm-cli train --shards shards/librispeech --shards shards/coco --out runs/first
 

@@ -3,8 +3,9 @@
 YAML -> Recipe -> TrainConfig -> `loop.train`. A recipe fixes every number of a run but its data and its seed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -143,6 +144,12 @@ class Recipe:
     save_every_steps: int = 500
     log_every_steps: int = 10
 
+    def trains_on(self, source: str, split: str) -> bool:
+        """Whether an entry of the mix draws from this split of this corpus."""
+        return matches(split, self.splits) and any(
+            fnmatchcase(source, entry.source) and fnmatchcase(split, entry.split) for entry in self.mix
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain mapping that `recipe_from_json` reads."""
         return asdict(self)
@@ -164,6 +171,11 @@ class TrainConfig:
     device: str = "auto"
     trackers: tuple[TrackerName, ...] = ()
     """Where figures go, besides the run's own files."""
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name, such as that of a split, matches one of the globs."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -64,7 +64,7 @@ def _check_ids(checkpoint: Checkpoint) -> None:
 
 
 def _write_files(checkpoint: Checkpoint, directory: Path) -> None:
-    # Only what training wrote: a report of `evaluate` beside it holds paths.
+    # Only what training wrote, not what was put beside it, such as reports of `evaluate`.
     vouched_for = json.loads((checkpoint.path / DONE_NAME).read_bytes())
     for path in sorted(checkpoint.path.rglob("*")):
         name = path.relative_to(checkpoint.path)

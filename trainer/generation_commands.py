@@ -32,7 +32,14 @@ _checkpoint_option = click.option(
 def decoding_options(command: Callable[..., T]) -> Callable[..., T]:
     """Adds how tokens are chosen, and gives it to the command as one `decoding`; greedy by default."""
 
-    @click.option("--beams", "num_beams", type=click.IntRange(min=1), default=1, show_default=True)
+    @click.option(
+        "--beams",
+        "num_beams",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Of beam search: outputs followed side by side.",
+    )
     @click.option("--temperature", type=float, default=0.0, help="Of sampling.  [default: greedy]")
     @click.option("--top-p", type=float, default=1.0, show_default=True, help="Of sampling: the nucleus.")
     @click.option("--seed", default=0, show_default=True, help="Of sampling.")
@@ -87,7 +94,13 @@ def language_option(what: str) -> Callable[[Callable[..., T]], Callable[..., T]]
     multiple=True,
     help="Further data set of the training, to be searched for the references; may be repeated.",
 )
-@click.option("--task", type=click.Choice(["asr", "s2tt", "i2t", "t2s"]), default="asr", show_default=True)
+@click.option(
+    "--task",
+    type=click.Choice(["asr", "s2tt", "i2t", "t2s"]),
+    default="asr",
+    show_default=True,
+    help="What is decoded: transcripts, translations, captions or speech.",
+)
 @split_option()
 @click.option(
     "--key", "keys", multiple=True, help="Glob on the keys of the samples; may be repeated.  [default: all]"
@@ -219,7 +232,13 @@ def caption(
 
 
 @click.command(short_help="Score plain text files, of any system.")
-@click.option("--task", type=click.Choice(["asr", "s2tt", "i2t"]), default="asr", show_default=True)
+@click.option(
+    "--task",
+    type=click.Choice(["asr", "s2tt", "i2t"]),
+    default="asr",
+    show_default=True,
+    help="What the texts are: transcripts, translations or captions.",
+)
 @click.option(
     "--references",
     "reference_paths",
@@ -228,7 +247,13 @@ def caption(
     required=True,
     help="Text file, one sample a line; repeated where samples have several.",
 )
-@click.option("--hypotheses", "hypothesis_path", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--hypotheses",
+    "hypothesis_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Text file of what is scored, a line for each line of the references.",
+)
 @language_option("texts")
 @click.option("--text-rule", default="plain", show_default=True, help="What both sides go through, for asr.")
 @click.option(

@@ -32,6 +32,8 @@ class SpokenRun:
     codebook: Path
     shards: Path
     run: Path
+    recipe: Recipe
+    """What it was trained with: enough to learn a few recordings by heart."""
 
     def audio_path(self, split: str, number: int) -> Path:
         return _chapter(self.root, split) / f"{_chapter_name(split)}-{number:04d}.flac"
@@ -43,7 +45,18 @@ def spoken_run(tmp_path_factory: pytest.TempPathFactory) -> SpokenRun:
     root = tmp_path_factory.mktemp("spoken")
     _speak(root, "train-tiny", TRAIN_TEXTS)
     _speak(root, "test-tiny", TEST_TEXTS)
-    folders = SpokenRun(root=root, codebook=root / "codebook", shards=root / "shards", run=root / "run")
+    recipe = Recipe(
+        name="tiny",
+        num_steps=120,
+        mix=(MixEntry(task="asr", weight=1.0),),
+        model=ModelConfig(num_layers=2, width=64, num_heads=2, dropout=0.0),
+        sequence=SequenceConfig(max_length=512, collapse_runs=True, target_only=True),
+        batch=BatchConfig(max_tokens=512),
+        optimizer=OptimizerConfig(learning_rate=3e-3, num_warmup_steps=20),
+    )
+    folders = SpokenRun(
+        root=root, codebook=root / "codebook", shards=root / "shards", run=root / "run", recipe=recipe
+    )
     build_codebook(
         BuildCodebookConfig(
             root=root, out_dir=folders.codebook, num_clusters=24, text_tokenizer="bpe:256", device="cpu"
@@ -58,15 +71,6 @@ def spoken_run(tmp_path_factory: pytest.TempPathFactory) -> SpokenRun:
             samples_per_shard=3,
             device="cpu",
         )
-    )
-    recipe = Recipe(
-        name="tiny",
-        num_steps=120,
-        mix=(MixEntry(task="asr", weight=1.0),),
-        model=ModelConfig(num_layers=2, width=64, num_heads=2, dropout=0.0),
-        sequence=SequenceConfig(max_length=512, collapse_runs=True, target_only=True),
-        batch=BatchConfig(max_tokens=512),
-        optimizer=OptimizerConfig(learning_rate=3e-3, num_warmup_steps=20),
     )
     train(TrainConfig(shards=(folders.shards,), recipe=recipe, out_dir=folders.run, device="cpu"))
     return folders

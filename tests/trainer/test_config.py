@@ -35,6 +35,27 @@ def test_a_mix_may_name_a_task_once_for_each_split() -> None:
         recipe_from_json({**MINIMAL, "mix": mix + mix[:1]})
 
 
+@pytest.mark.parametrize(
+    ("source", "split", "is_trained_on"),
+    [
+        ("librispeech", "train-ivr", True),
+        ("librispeech", "train-text", False),
+        ("ami", "train-ivr", False),
+        ("ami", "train", True),
+        ("ami", "dev", False),
+    ],
+)
+def test_a_recipe_trains_on_what_an_entry_of_its_mix_draws(
+    source: str, split: str, is_trained_on: bool
+) -> None:
+    entries = [
+        {"task": "asr", "weight": 1, "source": "libri*", "split": "train-ivr"},
+        {"task": "t2s", "weight": 1, "source": "ami", "split": "[td]*n"},
+        {"task": "speech", "weight": 1, "source": "ami", "split": "dev"},  # of no split that is trained on
+    ]
+    assert recipe_from_json({**MINIMAL, "mix": entries}).trains_on(source, split) is is_trained_on
+
+
 def test_the_loss_of_the_paper_is_the_default_and_in_its_recipe() -> None:
     for recipe in (recipe_from_json(MINIMAL), load_recipe("paper"), load_recipe("demo")):
         assert (recipe.loss.text, recipe.loss.speech, recipe.loss.image) == (0.93, 0.25, 0.25)

@@ -10,7 +10,6 @@ Suffixes: N sample of a group, D sequence that can be drawn, M modality.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from heapq import heapify, heapreplace
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ import pyarrow as pa
 
 from dmlm.pipeline.errors import CheckpointError, ConfigError
 from dmlm.pipeline.randomness import generator_for
-from dmlm.trainer.config import MixEntry, Recipe
+from dmlm.trainer.config import MixEntry, Recipe, matches
 from dmlm.trainer.data.dataset import TrainingData
 from dmlm.trainer.data.tasks import TASKS, Task, Template, loss_token_counts, make_template, sequence_lengths
 
@@ -215,10 +214,7 @@ def _encode(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
 def rows_that_match(column: pa.ChunkedArray, *choices: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Whether each value of a column matches a pattern (glob) of every choice; a missing one does not."""
     codes_N, values = _encode(column)
-    known = [
-        all(any(fnmatchcase(value, pattern) for pattern in patterns) for patterns in choices)
-        for value in values
-    ]
+    known = [all(matches(value, patterns) for patterns in choices) for value in values]
     return np.array([*known, False])[codes_N]
 
 

@@ -34,7 +34,7 @@ class Generated:
     tokens: TokenArray
     """Local ids of the target's modality, without the end."""
     is_finished: bool
-    """False: it ran into its length limit."""
+    """False: it was cut by a limit, or there was no room for it."""
     first_token_seconds: float
     """From the start of reading its prompt to its first token; NaN where there was no room for any."""
     num_prompt: int
@@ -63,7 +63,7 @@ class Speed:
     real_time_factor: float | None
     """Seconds of decoding for a second of the audio heard; None: there is none."""
     num_unfinished: int
-    """Outputs that ran into a length limit."""
+    """Outputs that were cut by a limit, or had no room."""
 
     @classmethod
     def of(cls, outputs: Sequence[Generated], seconds: float, audio_seconds: float) -> Self:

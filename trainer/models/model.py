@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.pipeline.storage import as_os_errors
 from dmlm.pipeline.vocabulary import SPECIAL_TOKENS, Vocabulary
 from dmlm.trainer.config import ModelConfig
 from dmlm.trainer.models.architectures import new_model
@@ -117,12 +118,8 @@ def save_tokenizer(text_dir: Path, vocabulary: Vocabulary, directory: Path) -> N
     )
     if tokenizer.convert_tokens_to_ids(names) != list(range(vocabulary.num_text, vocabulary.num_used)):
         raise FingerprintMismatchError(f"{text_dir}: already has tokens such as {names[0]}")
-    try:
+    with as_os_errors(directory):
         tokenizer.save_pretrained(directory)
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise OSError(str(error)) from error  # tokenizers has no kind of its own for a full disk
 
 
 def _load_init(init: str, config: "PretrainedConfig") -> "PreTrainedModel":

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmlm.trainer.scoring.meteor import METEOR_SIGNATURE, meteor
-from dmlm.trainer.scoring.scores import Scores, bootstrap_mean, interval_of, resample_sums
+from dmlm.trainer.scoring.scores import Interval, Scores, bootstrap_mean, interval_of, resample_sums
 
 MAX_ORDER: Final = 4
 CIDER_SIGMA: Final = 6.0
@@ -60,6 +60,11 @@ def score_captions(
 ) -> Scores:
     """CIDEr (× 100, up to 1,000), BLEU-4, ROUGE-L and METEOR (up to 100) over images.
 
+    Args:
+        references: One or more of each image.
+        hypotheses: One of each image.
+        with_meteor: METEOR too, where it can be run; for captions in English only.
+
     Raises:
         ValueError: Numbers of references and hypotheses differ, or an image has no reference.
     """
@@ -75,10 +80,7 @@ def score_captions(
     signatures = {"cider": SIGNATURE}
     values["bleu4"] = None
     if captions_N:
-        statistics_NS = bleu_statistics(texts_N, captions_N)
-        values["bleu4"] = 100 * _bleu(statistics_NS.sum(axis=0))
-        resampled_R = [100 * _bleu(sums_S) for sums_S in resample_sums(statistics_NS)]
-        intervals["bleu4"] = interval_of(np.array(resampled_R))
+        values["bleu4"], intervals["bleu4"] = _bleu4(texts_N, captions_N)
     if with_meteor and captions_N and (score := meteor(texts_N, captions_N)) is not None:
         values["meteor"], signatures["meteor"] = 100 * score, METEOR_SIGNATURE
     return Scores(
@@ -129,11 +131,6 @@ def rouge_l(references_N: Sequence[Sequence[list[str]]], hypotheses_N: Sequence[
     return scores
 
 
-def corpus_bleu(references_N: Sequence[Sequence[list[str]]], hypotheses_N: Sequence[list[str]]) -> float:
-    """BLEU-4 of the corpus, up to 1; the reference nearest in length sets the brevity penalty."""
-    return _bleu(bleu_statistics(references_N, hypotheses_N).sum(axis=0))
-
-
 def bleu_statistics(
     references_N: Sequence[Sequence[list[str]]], hypotheses_N: Sequence[list[str]]
 ) -> NDArray[np.float64]:
@@ -151,11 +148,21 @@ def bleu_statistics(
     return statistics_NS
 
 
-def _bleu(sums_S: NDArray[np.float64]) -> float:
+def bleu(sums_S: NDArray[np.float64]) -> float:
+    """BLEU-4 of summed statistics, up to 1; the references nearest in length set the brevity penalty."""
     correct, guessed, (num_words, num_reference_words) = np.split(sums_S, (MAX_ORDER, 2 * MAX_ORDER))
-    bleu = np.prod((correct + _TINY) / (guessed + _SMALL)) ** (1 / MAX_ORDER)
+    precision = np.prod((correct + _TINY) / (guessed + _SMALL)) ** (1 / MAX_ORDER)
     ratio = (num_words + _TINY) / (num_reference_words + _SMALL)
-    return float(bleu) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
+    return float(precision) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
+
+
+def _bleu4(
+    references_N: Sequence[Sequence[list[str]]], hypotheses_N: Sequence[list[str]]
+) -> tuple[float, Interval]:
+    """BLEU-4 of the corpus, up to 100, and its interval."""
+    statistics_NS = bleu_statistics(references_N, hypotheses_N)
+    resampled_R = np.array([bleu(sums_S) for sums_S in resample_sums(statistics_NS)])
+    return 100 * bleu(statistics_NS.sum(axis=0)), interval_of(100 * resampled_R)
 
 
 def _count(words: Sequence[str]) -> NGrams:

@@ -6,13 +6,12 @@ shards -> references -> generate -> hypotheses -> scores -> FILE and FILE.sample
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmlm.pipeline.devices import open_device
-from dmlm.pipeline.encoders.weights import WHISPER
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.progress import track
 from dmlm.pipeline.samples import Modality
@@ -21,17 +20,25 @@ from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpo
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.generation import Generated, Speed, generate
 from dmlm.trainer.scoring import Scores, warn_of_few_images
-from dmlm.trainer.scoring.evaluation_report import EvaluationReport, ScoredUtterance
+from dmlm.trainer.scoring.evaluation_report import EvaluationReport, ScoredUtterance, shareable_name
 from dmlm.trainer.scoring.references import (
     SCORED_TASKS,
     Reference,
+    ScoredShard,
     TrainingTexts,
     choose_splits,
     open_matching_shards,
     read_references,
     read_training_texts,
 )
-from dmlm.trainer.scoring.task_scoring import SCORERS, clean_texts, neighbours, score_words
+from dmlm.trainer.scoring.task_scoring import (
+    SCORERS,
+    Scorer,
+    clean_texts,
+    score_groups,
+    score_neighbours,
+    score_words,
+)
 
 if TYPE_CHECKING:
     from dmlm.trainer.scoring.speech_evaluation import SpeechTools
@@ -55,7 +62,8 @@ class EvaluateConfig:
     keys: tuple[str, ...] = ("*",)
     """Globs on the keys of the samples."""
     train_shards: tuple[Path, ...] = ()
-    """Data sets, besides `shards`, whose training splits are searched for the references."""
+    """Data sets whose training splits are searched for the references, besides those of `shards` that the
+    checkpoint was trained on."""
     vocoder: Path | None = None
     """Of t2s: what makes waveforms of units."""
     root: Path | None = None
@@ -74,7 +82,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     Of t2s, what the model says goes to `.speech/0001.wav` and so on, in the order of the samples.
 
     Raises:
-        ConfigError: There is no checkpoint, no such task, nothing to score, or nobody to hear a language.
+        ConfigError: There is no checkpoint, no such task, nothing to score, nobody to hear a language, or no
+            recording to be heard.
         FingerprintMismatchError: Checkpoint and shards, or the vocoder, were made with different tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
         MissingDependencyError: A scorer's package is not installed.
@@ -83,7 +92,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     _check_task(config)
     checkpoint = load_checkpoint(resolve_checkpoint(config.checkpoint), str(open_device(config.device)))
     shards = open_matching_shards(config.shards, checkpoint, config.task)
-    splits = choose_splits(shards, config.splits, checkpoint.settings.recipe.splits)
+    splits = choose_splits(shards, config.splits, checkpoint.settings.recipe)
     references = list(islice(read_references(shards, splits, config.task, config.keys), config.limit))
     if not references:
         raise ConfigError(
@@ -93,7 +102,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     if config.task == "i2t":
         warn_of_few_images(len(references))
     train_shards = open_matching_shards(config.train_shards, checkpoint, config.task)
-    training = read_training_texts([*shards, *train_shards], checkpoint)
+    trained = {dataset.sha256 for dataset in checkpoint.settings.datasets}
+    seen = [shard for shard in shards if shard.dataset_sha256 in trained]
+    training = read_training_texts([*seen, *train_shards], checkpoint)
     tools = _open_speech_tools(checkpoint, config, references)
     outputs, seconds = _generate(checkpoint, config, references)
     hypotheses, heard = _read_outputs(checkpoint, config, references, outputs, tools)
@@ -108,18 +119,20 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         )
         for place, reference in enumerate(references)
     )
+    score = _scorer(config.task, tools)
     report = EvaluationReport(
         task=config.task,
-        metrics=SCORERS[config.task](references, hypotheses),
-        neighbour=_score_neighbours(config.task, references, hypotheses),
-        subsets=_score_subsets(config.task, references, utterances),
-        groups=_score_groups(config.task, references, hypotheses),
-        controls={name: SCORERS[config.task](references, texts) for name, texts in heard.items()},
+        metrics=score(references, hypotheses),
+        neighbour=score_neighbours(score, references, hypotheses),
+        subsets=_score_subsets(score, references, utterances),
+        groups=score_groups(score, references, hypotheses),
+        controls={n: _scorer(config.task, tools, n)(references, texts) for n, texts in heard.items()},
         speed=Speed.of(outputs, seconds, _audio_seconds(config.task, references)),
         utterances=utterances,
         seconds=time.monotonic() - start,
     )
-    report.write(config.out_path, _settings(config, checkpoint, splits, tools))
+    datasets = {"datasets": _identify(shards), "train_datasets": _identify(train_shards)}
+    report.write(config.out_path, _settings(config, checkpoint, splits, tools) | datasets)
     return report
 
 
@@ -162,7 +175,7 @@ def _record(
 def _open_speech_tools(
     checkpoint: Checkpoint, config: EvaluateConfig, references: Sequence[Reference]
 ) -> "SpeechTools | None":
-    """Of t2s: opened early, so that a wrong one is refused before hours of decoding."""
+    """Of t2s: opened early, so that a wrong one, or a wrong root, is refused before hours of decoding."""
     if config.task != "t2s":
         return None
     from dmlm.trainer.scoring.speech_evaluation import open_speech_tools
@@ -173,6 +186,8 @@ def _open_speech_tools(
         references,
         vocoder_dir=config.vocoder,
         listener=config.listener,
+        shard_dirs=config.shards,
+        root=config.root,
         device=config.device,
     )
 
@@ -199,15 +214,7 @@ def _read_outputs(
     if tools is not None:
         from dmlm.trainer.scoring.speech_evaluation import hear_speech
 
-        return hear_speech(
-            checkpoint,
-            references,
-            tokens,
-            tools,
-            shard_dirs=config.shards,
-            root=config.root,
-            speech_dir=speech_folder(config.out_path),
-        )
+        return hear_speech(checkpoint, references, tokens, tools, speech_dir=speech_folder(config.out_path))
     tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
     return [tokenizer.decode(part).strip() for part in tokens], {}
 
@@ -218,14 +225,23 @@ def _audio_seconds(task: str, references: Sequence[Reference]) -> float:
     return sum(reference.sample.duration_seconds or 0.0 for reference in references)
 
 
-def _score_neighbours(task: str, references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
-    """Nothing is decoded again: a prompt holds source and languages only, so it is the neighbour's own."""
-    pairs = neighbours(references)
-    return SCORERS[task]([references[index] for index in pairs], [hypotheses[n] for n in pairs.values()])
+def _scorer(task: str, tools: "SpeechTools | None", control: str | None = None) -> Scorer:
+    """Scorer of the task; in the signatures of speech, or of a control of it, stands who heard and spoke."""
+    scorer = SCORERS[task]
+    if tools is None:
+        return scorer
+    made_by = tools.signature(control)
+
+    def score(references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
+        scores = scorer(references, hypotheses)
+        signatures = {name: f"{text}|{made_by}" for name, text in scores.signatures.items()}
+        return replace(scores, signatures=signatures)
+
+    return score
 
 
 def _score_subsets(
-    task: str, references: Sequence[Reference], utterances: Sequence[ScoredUtterance]
+    score: Scorer, references: Sequence[Reference], utterances: Sequence[ScoredUtterance]
 ) -> dict[str, Scores]:
     """Without the texts that were trained on, and without words that never were."""
     num_seen = sum(utterance.is_in_training is True for utterance in utterances)
@@ -240,31 +256,21 @@ def _score_subsets(
         "all words in training": [p for p, u in enumerate(utterances) if u.has_known_words],
     }
     return {
-        name: SCORERS[task]([references[p] for p in subset], [utterances[p].hypothesis for p in subset])
+        name: score([references[p] for p in subset], [utterances[p].hypothesis for p in subset])
         for name, subset in places.items()
         if 0 < len(subset) < len(utterances)
     }
 
 
-def _score_groups(task: str, references: Sequence[Reference], hypotheses: Sequence[str]) -> dict[str, Scores]:
-    places: dict[str, list[int]] = {}
-    for place, reference in enumerate(references):
-        places.setdefault(f"{reference.sample.source}/{reference.sample.split}", []).append(place)
-    return {
-        name: SCORERS[task]([references[p] for p in group], [hypotheses[p] for p in group])
-        for name, group in places.items()
-    }
-
-
 def _settings(
     config: EvaluateConfig, checkpoint: Checkpoint, splits: Sequence[str], tools: "SpeechTools | None"
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """What made the scores, for whoever reads them: no folders of this machine."""
     settings = {
-        "checkpoint": _shareable(checkpoint.path),
+        "checkpoint": shareable_name(checkpoint.path),
         "step": checkpoint.step,
-        "shards": [_shareable(directory) for directory in config.shards],
-        "train_shards": [_shareable(directory) for directory in config.train_shards],
+        "shards": [shareable_name(directory) for directory in config.shards],
+        "train_shards": [shareable_name(directory) for directory in config.train_shards],
         "splits": list(splits),
         "keys": list(config.keys),
         "limit": config.limit,
@@ -274,13 +280,13 @@ def _settings(
     if tools is None or config.vocoder is None:
         return settings
     return settings | {
-        "vocoder": _shareable(config.vocoder),
+        "vocoder": shareable_name(config.vocoder),
         "waveform_maker": tools.vocoder.waveform_maker,
-        "listener": WHISPER + _shareable(Path(config.listener.removeprefix(WHISPER))),
-        "root": _shareable(config.root) if config.root else None,
+        "listener": tools.listener_name,
+        "root": shareable_name(config.root) if config.root else None,
     }
 
 
-def _shareable(path: Path) -> str:
-    """As it was given, but an absolute path by its name only."""
-    return path.name if path.is_absolute() else str(path)
+def _identify(shards: Sequence[ScoredShard]) -> list[str]:
+    """The sha256 of each data set, as a checkpoint remembers those of its training."""
+    return sorted({shard.dataset_sha256 for shard in shards})

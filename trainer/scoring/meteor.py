@@ -25,7 +25,9 @@ _logger = logging.getLogger(__name__)
 
 
 def meteor(references_N: Sequence[Sequence[list[str]]], hypotheses_N: Sequence[list[str]]) -> float | None:
-    """METEOR of the corpus, up to 1; None: no Java, no pycocoevalcap, or, with a warning, Java fails.
+    """METEOR of a corpus in English, up to 1; None: no Java or pycocoevalcap, or, with a warning, Java fails.
+
+    Its stems, synonyms and function words are those of English.
 
     Args:
         references_N: One or more of each image, of words as `tokenize_caption` gives them: no word holds a

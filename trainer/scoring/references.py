@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ from dmlm.pipeline.shards import DatasetCard, ShardReader, load_dataset_card, op
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.storage import sha256_json
 from dmlm.trainer.checkpoint import Checkpoint
+from dmlm.trainer.config import Recipe, matches
 from dmlm.trainer.data.tasks import TASKS
 
 SCORED_TASKS: Final = ("asr", "s2tt", "i2t", "t2s")
@@ -53,13 +54,16 @@ class ScoredShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingTexts:
-    """Texts and translations that a checkpoint was trained on, as far as its data sets were given."""
+    """Texts and translations that a checkpoint was trained on, as far as its data sets were given.
+
+    Of its own run only: what the model that it began with (`--init`) was trained on is not known.
+    """
 
     hashes: Set[str]
     words: Set[str]
     """As `words_of` gives them."""
     is_complete: bool
-    """Every data set of the training was searched."""
+    """Every data set of the run was searched."""
 
     def has_text_of(self, reference: Reference) -> bool | None:
         """Whether one of its texts was trained on; None: not found, but not everything was searched."""
@@ -96,20 +100,21 @@ def open_matching_shards(directories: Sequence[Path], checkpoint: Checkpoint, ta
     return shards
 
 
-def choose_splits(
-    shards: Sequence[ScoredShard], wanted: Sequence[str] | None, trained_splits: Sequence[str]
-) -> list[str]:
+def choose_splits(shards: Sequence[ScoredShard], wanted: Sequence[str] | None, recipe: Recipe) -> list[str]:
     """The splits wanted; by default those held out of training, or all where none was.
 
     Raises:
         ConfigError: A split wanted is not there.
     """
-    present = sorted({split for shard in shards for split in shard.reader.index["split"].to_pylist()})
+    indexes = (shard.reader.index.select(["source", "split"]) for shard in shards)
+    pairs = {(row["source"], row["split"]) for index in indexes for row in index.to_pylist()}
+    present = sorted({split for _, split in pairs})
     if wanted is not None:
         if missing := [split for split in wanted if split not in present]:
             raise ConfigError(f"no split {', '.join(missing)}: there are {', '.join(present)}")
         return list(wanted)
-    held_out = [split for split in present if not _matches(split, trained_splits)]
+    trained = {split for source, split in pairs if recipe.trains_on(source, split)}
+    held_out = [split for split in present if split not in trained]
     if not held_out:
         _logger.warning("no split was held out of training: scoring %s", ", ".join(present))
     return held_out or present
@@ -127,7 +132,7 @@ def read_references(
     gathered: list[Reference] = []
     for shard in shards:
         for row, fields in enumerate(shard.reader.index.to_pylist()):
-            is_wanted = fields["split"] in splits and _matches(fields["key"], keys)
+            is_wanted = fields["split"] in splits and matches(fields["key"], keys)
             if not is_wanted or not all(fields[name] for name in counts):
                 continue
             reference = Reference(
@@ -149,7 +154,12 @@ def read_references(
 
 
 def read_training_texts(shards: Sequence[ScoredShard], checkpoint: Checkpoint) -> TrainingTexts:
-    """Reads the splits trained on; warns of every data set of the training that is not among the shards."""
+    """Reads what the recipe trains on; warns of what a checkpoint may have seen that is not among the shards.
+
+    Args:
+        shards: Of data sets of the training; of another, texts would count that the model never saw.
+        checkpoint: What was trained.
+    """
     opened = {shard.dataset_sha256 for shard in shards}
     missing = [dataset for dataset in checkpoint.settings.datasets if dataset.sha256 not in opened]
     for dataset in missing:
@@ -159,12 +169,19 @@ def read_training_texts(shards: Sequence[ScoredShard], checkpoint: Checkpoint) -
             dataset.name,
             dataset.sha256,
         )
+    recipe = checkpoint.settings.recipe
+    if recipe.model.init is not None:
+        _logger.warning(
+            "the training began with %s: what that was trained on is not searched for the references",
+            recipe.model.init,
+        )
+    trains_on = cache(recipe.trains_on)
     hashes: set[str] = set()
     words: set[str] = set()
     columns = [name for member in _TEXT_MEMBERS for name in (member, _hash_column(member))]
     for shard in shards:
-        for row in shard.reader.index.select(["split", *columns]).to_pylist():
-            if not _matches(row["split"], checkpoint.settings.recipe.splits):
+        for row in shard.reader.index.select(["source", "split", *columns]).to_pylist():
+            if not trains_on(row["source"], row["split"]):
                 continue
             for member in _TEXT_MEMBERS:
                 if row[member]:
@@ -203,7 +220,3 @@ def _check_fingerprints(checkpoint: Checkpoint, directory: Path, card: DatasetCa
                 f"{modality} tokens differ: {name} is {ours.get(name)} in {checkpoint.path} and "
                 f"{theirs.get(name)} in {directory}; tokenize with the codebook of the training data"
             )
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -4,23 +4,41 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from dmlm.pipeline.samples import Modality, TokenArray
+from dmlm.pipeline.encoders.weights import WHISPER
+from dmlm.pipeline.samples import Modality, TokenArray, Utterance
 from dmlm.trainer.checkpoint import Checkpoint
+from dmlm.trainer.scoring.evaluation_report import shareable_name
 from dmlm.trainer.scoring.references import Reference
 from dmlm.trainer.vocoder.listening import Listener, hear_recordings, speak_units
+from dmlm.trainer.vocoder.recordings import find_utterances
 from dmlm.trainer.vocoder.synthesis import UnitVocoder, open_vocoder
 from dmlm.trainer.vocoder.wav import write_wav
 
+RECORDINGS: Final = "recordings"
+"""Name of the control that no vocoder speaks."""
 _SPEECH_NAME = re.compile(r"\d{4,}\.wav")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SpeechTools:
-    """What makes speech of units, and what hears it."""
+    """What makes speech of units, what hears it, and what is heard beside it."""
 
     vocoder: UnitVocoder
     listener: Listener
+    recordings: tuple[Utterance, ...] | None
+    """Of the references; None: they are not to be heard."""
+
+    @property
+    def listener_name(self) -> str:
+        """As `--listener` takes it, without a folder of this machine."""
+        return WHISPER + shareable_name(Path(self.listener.name.removeprefix(WHISPER)))
+
+    def signature(self, control: str | None = None) -> str:
+        """Who heard and what spoke, of a control or of what the model says; scores depend on both."""
+        speech = RECORDINGS if control == RECORDINGS else self.vocoder.waveform_maker
+        return f"listener:{self.listener_name}|speech:{speech}"
 
 
 def open_speech_tools(
@@ -29,26 +47,36 @@ def open_speech_tools(
     *,
     vocoder_dir: Path,
     listener: str,
+    shard_dirs: Sequence[Path],
+    root: Path | None,
     device: str,
 ) -> SpeechTools:
-    """Opens both, before anything is decoded for them.
+    """Finds the recordings and opens vocoder and listener, before anything is decoded for them.
 
     Args:
         checkpoint: Whose units are to be spoken.
         references: Whose languages are to be heard.
         vocoder_dir: What `train-vocoder` wrote, or a Seamless vocoder.
         listener: A Whisper, as `--encoder` takes it.
-        device: Of both.
+        shard_dirs: Data sets of the references.
+        root: Folder of the corpora; None: the recordings are not to be heard.
+        device: Of vocoder and listener.
 
     Raises:
-        ConfigError: There is no such vocoder or Whisper, or that Whisper does not know a language.
+        ConfigError: There is no such vocoder or Whisper, that Whisper does not know a language, or a corpus
+            is not at `root` or has no such recording.
         FingerprintMismatchError: The vocoder speaks other units.
         CorruptInputError: One of them is damaged.
     """
+    recordings = None
+    if root is not None:
+        keys = [reference.sample.key for reference in references]
+        found = find_utterances(shard_dirs, root, keys)
+        recordings = tuple(found[key] for key in keys)
     ears = Listener(listener, device)
     ears.check_languages({reference.language for reference in references})
     vocoder = open_vocoder(vocoder_dir, checkpoint.settings.fingerprints[Modality.SPEECH], device)
-    return SpeechTools(vocoder=vocoder, listener=ears)
+    return SpeechTools(vocoder=vocoder, listener=ears, recordings=recordings)
 
 
 def hear_speech(
@@ -57,8 +85,6 @@ def hear_speech(
     units: Sequence[TokenArray],
     tools: SpeechTools,
     *,
-    shard_dirs: Sequence[Path],
-    root: Path | None,
     speech_dir: Path,
 ) -> tuple[list[str], dict[str, list[str]]]:
     """What is heard in the units generated; and, as controls, in the true units and in the recordings.
@@ -68,8 +94,6 @@ def hear_speech(
         references: What was to be said, with the true units.
         units: Generated, of each reference.
         tools: To speak and to hear.
-        shard_dirs: Data sets of the references.
-        root: Folder of the corpora; None: the recordings are not heard.
         speech_dir: Where the speech generated is written, `0001.wav` and so on in the order given; what an
             earlier evaluation wrote there goes.
     """
@@ -85,9 +109,8 @@ def hear_speech(
         vocoder, [array for array in true_units if array is not None], are_runs=False, languages=languages
     )
     controls = {"true units": listener.hear(resynthesis, languages, vocoder.sampling_rate_hz)}
-    if root is not None:
-        keys = [reference.sample.key for reference in references]
-        controls["recordings"] = hear_recordings(shard_dirs, root, keys, languages, listener)
+    if tools.recordings is not None:
+        controls[RECORDINGS] = hear_recordings(tools.recordings, languages, listener)
     return listener.hear(generated, languages, vocoder.sampling_rate_hz), controls
 
 

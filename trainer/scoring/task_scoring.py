@@ -48,6 +48,28 @@ def neighbours(references: Sequence[Reference]) -> dict[int, int]:
     return found
 
 
+def score_neighbours(score: Scorer, references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
+    """Scores of references with their neighbours' hypotheses.
+
+    Nothing is decoded again: a prompt holds source and languages only, so it is the neighbour's own.
+    """
+    pairs = neighbours(references)
+    return score([references[index] for index in pairs], [hypotheses[n] for n in pairs.values()])
+
+
+def score_groups(
+    score: Scorer, references: Sequence[Reference], hypotheses: Sequence[str]
+) -> dict[str, Scores]:
+    """Scores by `source/split`."""
+    places: dict[str, list[int]] = {}
+    for place, reference in enumerate(references):
+        places.setdefault(f"{reference.sample.source}/{reference.sample.split}", []).append(place)
+    return {
+        name: score([references[p] for p in group], [hypotheses[p] for p in group])
+        for name, group in places.items()
+    }
+
+
 def _score_speech_texts(references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
     return _score_edits("asr", references, hypotheses)
 

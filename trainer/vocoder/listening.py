@@ -17,11 +17,9 @@ from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.encoders.weights import find_whisper_weights
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.progress import track
-from dmlm.pipeline.samples import TokenArray, Waveform
-from dmlm.trainer.vocoder.recordings import find_utterances
+from dmlm.pipeline.samples import TokenArray, Utterance, Waveform
 from dmlm.trainer.vocoder.synthesis import UnitVocoder
 
-LISTENER: Final = "whisper:tiny.en"
 WINDOW_SAMPLES: Final = 30 * SAMPLING_RATE_HZ
 BATCH_SIZE: Final = 8
 ENGLISH: Final = "en"
@@ -30,7 +28,7 @@ ENGLISH: Final = "en"
 class Listener:
     """A whole Whisper model: greedy, without timestamps, one window of 30 s after the other."""
 
-    def __init__(self, name: str = LISTENER, device: str = "auto") -> None:
+    def __init__(self, name: str, device: str = "auto") -> None:
         """Opens Whisper by name or path, as `--encoder` takes it.
 
         Raises:
@@ -121,20 +119,15 @@ def speak_units(
 
 
 def hear_recordings(
-    shard_dirs: Sequence[Path],
-    root: Path,
-    keys: Sequence[str],
-    languages: Sequence[str | None],
-    listener: Listener,
+    recordings: Sequence[Utterance], languages: Sequence[str | None], listener: Listener
 ) -> list[str]:
-    """What Whisper hears in the recordings that samples were made of.
+    """What Whisper hears in recordings, such as those that samples were made of.
 
     Raises:
-        ConfigError: A corpus is not at `root`, or has no such sample.
+        ConfigError: A language that this Whisper does not know.
         AudioError: A recording cannot be read.
     """
-    utterances = find_utterances(shard_dirs, root, keys)
-    waveforms = [load_utterance(utterances[key], SAMPLING_RATE_HZ) for key in keys]
+    waveforms = [load_utterance(recording, SAMPLING_RATE_HZ) for recording in recordings]
     return listener.hear(waveforms, languages)
 
 

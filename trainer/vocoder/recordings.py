@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -15,6 +14,7 @@ from dmlm.pipeline.shards import ShardReader, load_dataset_card, open_shard
 from dmlm.pipeline.sources import open_source
 from dmlm.pipeline.sources.interface import read_options
 from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.trainer.config import matches
 
 MAX_DIFFERENCE_SECONDS: Final = 0.05
 """Between a recording and its units; more is another recording."""
@@ -96,7 +96,7 @@ def find_utterances(shard_dirs: Sequence[Path], root: Path, keys: Sequence[str])
     if missing := sorted(wanted - found.keys()):
         raise ConfigError(
             f"{root}: {len(missing)} of {len(wanted)} recordings are not there, such as {missing[0]}; "
-            f"give the --root that {', '.join(map(str, shard_dirs))} was made of"
+            f"give the --root that {', '.join(map(str, shard_dirs))} was made of (or unset DMLM_DATA)"
         )
     return found
 
@@ -126,7 +126,7 @@ def _find_speech(directory: Path, splits: Sequence[str]) -> Iterator[_Place]:
         shard = open_shard(directory, record.name, columns)
         fields = (shard.index[name].to_pylist() for name in columns)
         for row, (key, split, num_units) in enumerate(zip(*fields, strict=True)):
-            if num_units and any(fnmatchcase(split, pattern) for pattern in splits):
+            if num_units and matches(split, splits):
                 yield _Place(directory, shard, row, key, num_units)
 
 

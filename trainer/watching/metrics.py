@@ -120,6 +120,7 @@ class MetricsWindow:
     def state(self) -> dict[str, Any]:
         """Plain json from which `restore` goes on."""
         return {
+            "tasks": list(TASKS),
             "losses": list(self._losses),
             "num_tokens_KM": self._num_tokens_KM.tolist(),
             "sums_KM": self._sums_KM.tolist(),
@@ -131,7 +132,12 @@ class MetricsWindow:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state` gave; the time between does not count."""
+        """Puts back what `state` gave; the time between does not count.
+
+        Nothing, where the rows of its arrays were other tasks, or it is empty.
+        """
+        if state.get("tasks") != list(TASKS):
+            return
         self._losses = list(state["losses"])
         self._num_tokens_KM = np.array(state["num_tokens_KM"], np.int64)
         self._sums_KM, self._parts_KM = np.array([state["sums_KM"], state["parts_KM"]], np.float64)

@@ -40,7 +40,8 @@ class RunLog:
     ) -> None:
         """Goes on behind step `first_step`; lines of later steps, which will be made again, are dropped.
 
-        `state` is what `state` gave there; empty: the next line begins with the next step.
+        `state`: what the method of that name gave at that step; the next line begins with the next step where
+        it is empty or of other tasks.
         """
         self._run_dir, self._plan, self._trackers = run_dir, plan, trackers
         self._symptoms = Symptoms(plan.recipe)
@@ -50,8 +51,7 @@ class RunLog:
         _drop_later(run_dir / VALIDATION_NAME, first_step)
         self._operations = operations
         self._window, self._total = MetricsWindow(plan, operations), MetricsWindow(plan, operations)
-        if state:
-            self._window.restore(state)
+        self._window.restore(state)
         self._progress = Progress("train", total=plan.recipe.num_steps - first_step, unit="steps")
         self.last: Record | None = None
         """The newest record; None before the first."""

@@ -261,7 +261,7 @@ def open_validator(
 
 
 def describe_validator(validator: Validator | None, config: ValidationConfig) -> str:
-    """What will be validated, for the console."""
+    """What will be validated, for the console and `plan.txt`."""
     if not config.every_steps:
         return "no validation: the recipe has validation.every_steps 0"
     if validator is None:

@@ -7,7 +7,6 @@ Suffixes: S sequence, P part of a sequence, T token, N sample of a group, D sequ
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from glob import escape
 from typing import Final
 
@@ -17,7 +16,7 @@ from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Modality, TokenArray
 from dmlm.pipeline.shards.format import MODALITY_OF
-from dmlm.trainer.config import MixEntry, Recipe
+from dmlm.trainer.config import MixEntry, Recipe, matches
 from dmlm.trainer.data.dataset import TrainingData
 from dmlm.trainer.data.mix import Mix, build_groups, rows_that_match
 from dmlm.trainer.data.packing import PackedBatch, Parts, pack_rows
@@ -89,16 +88,10 @@ def build_validation_set(data: TrainingData, recipe: Recipe) -> tuple[TaskValida
 
 
 def _held_out_splits(data: TrainingData, recipe: Recipe) -> list[str]:
-    present = data.index["split"].unique().to_pylist()
-    return sorted(
-        split
-        for split in present
-        if _matches(split, recipe.validation.splits) and not _matches(split, recipe.splits)
-    )
-
-
-def _matches(split: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(split, pattern) for pattern in patterns)
+    present = data.index.group_by(["source", "split"]).aggregate([]).to_pylist()
+    trained = {row["split"] for row in present if recipe.trains_on(row["source"], row["split"])}
+    wanted = {row["split"] for row in present if matches(row["split"], recipe.validation.splits)}
+    return sorted(wanted - trained)
 
 
 def _build_set(task: Task, parts: Parts, recipe: Recipe) -> TaskValidationSet:

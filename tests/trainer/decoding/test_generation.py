@@ -165,7 +165,7 @@ def test_translations_are_scored_in_their_own_language(
 
 
 def test_training_texts_are_looked_for_among_texts_and_translations(
-    checkpoint: Checkpoint, write_shards, tmp_path: Path
+    checkpoint: Checkpoint, write_shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = np.array([100], np.int32)
     trained = Sample(
@@ -189,6 +189,13 @@ def test_training_texts_are_looked_for_among_texts_and_translations(
     assert [training.has_text_of(reference) for reference in references["s2tt"]] == [True, None]
     assert [training.has_text_of(reference) for reference in references["asr"]] == [None, True]
     assert [training.has_words_of(reference) for reference in references["asr"]] == [None, True]
+    assert "began with" not in caplog.text
+    settings = checkpoint.settings
+    recipe = replace(settings.recipe, mix=(MixEntry(task="asr", split="dev", weight=1.0),))
+    recipe = replace(recipe, model=replace(recipe.model, init="checkpoint-000007"))
+    other = replace(checkpoint, settings=replace(settings, recipe=recipe))
+    assert not read_training_texts(training_shards, other).hashes
+    assert "the training began with checkpoint-000007" in caplog.text
 
 
 def test_sampling_repeats_with_its_seed(checkpoint: Checkpoint, token_shards: Path) -> None:

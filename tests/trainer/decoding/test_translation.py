@@ -1,19 +1,12 @@
 """`translate` with a model that has learnt the translations of a few recordings by heart."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from dmlm.cli import run
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
-from dmlm.trainer.config import (
-    BatchConfig,
-    MixEntry,
-    ModelConfig,
-    OptimizerConfig,
-    Recipe,
-    SequenceConfig,
-    TrainConfig,
-)
+from dmlm.trainer.config import MixEntry, TrainConfig
 from dmlm.trainer.loop import train
 
 TRANSLATIONS = ("rot", "sieben gruene Voegel", "alte Schiffe fahren heim", "blaue Tueren bleiben zu")
@@ -32,15 +25,7 @@ def test_command_prints_the_translations_learnt(spoken_run, tmp_path: Path, caps
             source="jsonl", root=tmp_path, codebook_dir=spoken_run.codebook, out_dir=shards, device="cpu"
         )
     )
-    recipe = Recipe(
-        name="tiny",
-        num_steps=120,
-        mix=(MixEntry(task="s2tt", weight=1.0),),
-        model=ModelConfig(num_layers=2, width=64, num_heads=2, dropout=0.0),
-        sequence=SequenceConfig(max_length=512, collapse_runs=True, target_only=True),
-        batch=BatchConfig(max_tokens=512),
-        optimizer=OptimizerConfig(learning_rate=3e-3, num_warmup_steps=20),
-    )
+    recipe = replace(spoken_run.recipe, mix=(MixEntry(task="s2tt", weight=1.0),))
     train(TrainConfig(shards=(shards,), recipe=recipe, out_dir=tmp_path / "run", device="cpu"))
     capsys.readouterr()
     arguments = ["--checkpoint", str(tmp_path / "run"), "--device", "cpu", "--to", "de"]

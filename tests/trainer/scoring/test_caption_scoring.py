@@ -8,7 +8,7 @@ import pytest
 
 from dmlm.pipeline.randomness import generator_for
 from dmlm.trainer.scoring import score_captions, warn_of_few_images
-from dmlm.trainer.scoring.captions import cider, corpus_bleu, rouge_l, tokenize_caption
+from dmlm.trainer.scoring.captions import bleu, bleu_statistics, cider, rouge_l, tokenize_caption
 from dmlm.trainer.scoring.meteor import _start, meteor
 from dmlm.trainer.scoring.scores import NUM_RESAMPLES
 
@@ -56,7 +56,8 @@ def test_rouge_l_of_every_image_is_that_of_pycocoevalcap() -> None:
 def test_interval_of_bleu_is_that_of_corpora_drawn_anew() -> None:
     references, hypotheses = draw_pairs(40, seed=3)
     draws_RN = generator_for(0, "bootstrap").integers(0, 40, (NUM_RESAMPLES, 40))
-    drawn_anew = [corpus_bleu([references[i] for i in d], [hypotheses[i] for i in d]) for d in draws_RN]
+    statistics = [bleu_statistics([references[i] for i in d], [hypotheses[i] for i in d]) for d in draws_RN]
+    drawn_anew = [bleu(statistics_NS.sum(axis=0)) for statistics_NS in statistics]
     scores = score_captions(
         [[" ".join(text) for text in texts] for texts in references],
         [" ".join(words) for words in hypotheses],
@@ -106,7 +107,7 @@ def test_bleu_of_the_corpus_is_that_of_pycocoevalcap(num_images: int) -> None:
     module = pytest.importorskip("pycocoevalcap.bleu.bleu")
     pairs = draw_pairs(num_images, seed=2)
     theirs, _ = module.Bleu(4).compute_score(*as_coco(pairs), verbose=0)
-    assert corpus_bleu(*pairs) == pytest.approx(theirs[3], rel=1e-9, abs=1e-12)
+    assert bleu(bleu_statistics(*pairs).sum(axis=0)) == pytest.approx(theirs[3], rel=1e-9, abs=1e-12)
 
 
 def test_right_captions_of_images_unlike_each_other_have_full_scores() -> None:

@@ -1,12 +1,13 @@
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
-from dmlm.cli import run
+from dmlm.cli import group, run
 from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.shards import iter_samples
@@ -16,6 +17,7 @@ from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import text_of_units
 from dmlm.trainer.scoring import score_asr
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, EvaluationReport, evaluate
+from dmlm.trainer.settings import read_settings
 
 
 @pytest.fixture
@@ -27,6 +29,18 @@ def config(spoken_run, tmp_path: Path) -> EvaluateConfig:
 
 def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tokenize_again(spoken_run, out_dir: Path, **settings: object) -> Path:
+    """The spoken corpus, or what `settings` say of it, as a data set that no model was trained on."""
+    usual = {
+        "source": "librispeech",
+        "root": spoken_run.root,
+        "codebook_dir": spoken_run.codebook,
+        "device": "cpu",
+    }
+    tokenize(TokenizeConfig(out_dir=out_dir, **usual | settings))
+    return out_dir
 
 
 def test_model_that_knows_its_training_data_by_heart_scores_zero_and_listens(config: EvaluateConfig) -> None:
@@ -120,17 +134,7 @@ def test_samples_without_words_that_training_lacks_are_scored_apart(
 def test_training_texts_are_also_looked_for_in_other_data_sets(
     config: EvaluateConfig, spoken_run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    test_only = tmp_path / "test-only"
-    tokenize(
-        TokenizeConfig(
-            source="librispeech",
-            root=spoken_run.root,
-            codebook_dir=spoken_run.codebook,
-            out_dir=test_only,
-            splits=("test-tiny",),
-            device="cpu",
-        )
-    )
+    test_only = tokenize_again(spoken_run, tmp_path / "test-only", splits=("test-tiny",))
     alone = evaluate(replace(config, shards=(test_only,)))
     assert [utterance.is_in_training for utterance in alone.utterances] == [None] * 3
     assert not any(utterance.has_known_words for utterance in alone.utterances)
@@ -174,7 +178,10 @@ def test_result_says_what_made_it_and_names_no_folder_of_this_machine(
     written = config.out_path.read_text()
     settings = json.loads(written)["settings"]
     assert (settings["device"], settings["shards"]) == ("cpu", ["shards"])
-    assert settings["checkpoint"] == resolve_checkpoint(spoken_run.run).name
+    checkpoint = resolve_checkpoint(spoken_run.run)
+    assert settings["checkpoint"] == checkpoint.name
+    (trained,) = read_settings(checkpoint)[1].datasets
+    assert (settings["datasets"], settings["train_datasets"]) == ([trained.sha256], [])
     assert str(spoken_run.root) not in written
     assert report.metrics.signatures
     last_lines = report.table().splitlines()[-len(report.metrics.signatures) :]
@@ -224,16 +231,7 @@ def test_shards_of_another_codebook_are_refused_naming_both_sides(
             device="cpu",
         )
     )
-    other = tmp_path / "other"
-    tokenize(
-        TokenizeConfig(
-            source="librispeech",
-            root=spoken_run.root,
-            codebook_dir=tmp_path / "codebook",
-            out_dir=other,
-            device="cpu",
-        )
-    )
+    other = tokenize_again(spoken_run, tmp_path / "other", codebook_dir=tmp_path / "codebook")
     with pytest.raises(FingerprintMismatchError, match="codebook_sha256") as caught:
         evaluate(replace(config, shards=(other,)))
     assert str(spoken_run.run) in str(caught.value)
@@ -243,21 +241,43 @@ def test_shards_of_another_codebook_are_refused_naming_both_sides(
 def test_all_splits_are_scored_with_a_notice_when_none_was_held_out(
     config: EvaluateConfig, spoken_run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train_only = tmp_path / "train-only"
-    tokenize(
-        TokenizeConfig(
-            source="librispeech",
-            root=spoken_run.root,
-            codebook_dir=spoken_run.codebook,
-            out_dir=train_only,
-            splits=("train-tiny",),
-            device="cpu",
-        )
-    )
+    train_only = tokenize_again(spoken_run, tmp_path / "train-only", splits=("train-tiny",))
     report = evaluate(replace(config, shards=(train_only,)))
     assert len(report.utterances) == 4
     assert report.subsets == {}
     assert "no split was held out of training" in caplog.text
+
+
+def test_training_splits_of_a_data_set_that_was_not_trained_on_count_as_unknown(
+    config: EvaluateConfig, spoken_run, tmp_path: Path
+) -> None:
+    foreign = tokenize_again(spoken_run, tmp_path / "foreign")
+    report = evaluate(replace(config, shards=(foreign,)))
+    assert [utterance.is_in_training for utterance in report.utterances] == [None] * 3
+    assert [utterance.has_known_words for utterance in report.utterances] == [None] * 3
+    both = evaluate(replace(config, shards=(foreign, spoken_run.shards)))
+    assert [utterance.is_in_training for utterance in both.utterances] == 2 * [True, False, False]
+
+
+def test_recordings_that_are_not_at_the_root_are_missed_before_anything_is_decoded(
+    config: EvaluateConfig, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(spoken_run.root / "LibriSpeech", tmp_path / "LibriSpeech")
+    (tmp_path / "LibriSpeech" / "test-tiny" / "1" / "11" / "1-11-0001.flac").unlink()
+    monkeypatch.setattr("dmlm.trainer.scoring.evaluation.generate", None)
+    spoken = replace(config, task="t2s", vocoder=tmp_path / "none", root=tmp_path)
+    with pytest.raises(ConfigError, match=r"such as 1-11-0001; .*unset DMLM_DATA"):
+        evaluate(spoken)
+
+
+def test_options_that_are_not_given_are_as_the_configs_have_them() -> None:
+    command = group.get_command(click.Context(group), "evaluate")
+    assert command is not None
+    given = command.make_context("evaluate", [], resilient_parsing=True).params
+    defaults = {f.name: f.default for c in (EvaluateConfig, DecodingConfig) for f in fields(c)}
+    names = [name for name in given if defaults.get(name, MISSING) not in (MISSING, None, ("*",))]
+    assert {"task", "listener", "device", "num_beams", "temperature", "top_p", "seed"} < {*names}
+    assert {name: given[name] for name in names} == {name: defaults[name] for name in names}
 
 
 def test_damaged_checkpoint_is_refused(config: EvaluateConfig, spoken_run, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,9 @@ def test_files_of_another_system_are_scored_as_a_checkpoint_is(tmp_path: Path, c
     assert "37.5 %" in capsys.readouterr().out
     result = json.loads(out.read_text())
     assert result["metrics"]["wer_raw"] == result["metrics"]["wer"] == 3 / 8
-    assert result["settings"]["text_rule"] == "plain"
+    settings = result["settings"]
+    assert (settings["text_rule"], settings["reference_paths"]) == ("plain", ["ref.txt"])
+    assert str(tmp_path) not in out.read_text()
     assert result["versions"]["jiwer"]
     lines = [json.loads(line) for line in (tmp_path / "asr.json.samples.jsonl").read_text().splitlines()]
     assert lines[1] == {"references": ["Hello world."], "hypothesis": "hallo big world"}
@@ -48,6 +52,15 @@ def test_captions_of_few_images_are_warned_of(tmp_path: Path, caplog: pytest.Log
     config = ScoreConfig(task="i2t", reference_paths=(texts,), hypothesis_path=texts, language="en")
     assert "CIDEr" in score_files(config)
     assert "CIDEr over 2 images" in caplog.text
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR is a Java program")
+def test_captions_in_another_language_have_no_meteor_which_knows_english_only(tmp_path: Path) -> None:
+    pytest.importorskip("pycocoevalcap")
+    texts = write(tmp_path / "t", "ein rotes Haus", "zwei Hunde")
+    config = ScoreConfig(task="i2t", reference_paths=(texts,), hypothesis_path=texts, language="en")
+    assert "METEOR" in score_files(config)
+    assert "METEOR" not in score_files(replace(config, language="de"))
 
 
 def test_files_of_unequal_length_are_refused(tmp_path: Path) -> None:

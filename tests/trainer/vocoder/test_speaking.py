@@ -20,6 +20,7 @@ from dmlm.trainer.vocoder import waveforms
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
 from dmlm.trainer.vocoder.listening import Listener, hear_recordings, resample, speak_units
 from dmlm.trainer.vocoder.model import VoiceShape
+from dmlm.trainer.vocoder.recordings import find_utterances
 from dmlm.trainer.vocoder.synthesis import open_vocoder
 from dmlm.trainer.vocoder.training import train_vocoder
 
@@ -43,12 +44,13 @@ def vocoder_dir(spoken_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def listener() -> Listener:
-    return Listener(device="cpu")
+    return Listener("whisper:tiny.en", device="cpu")
 
 
 def test_whisper_hears_the_recordings(spoken_run, listener: Listener) -> None:
     keys = ["1-11-0002", "1-10-0001"]
-    heard = hear_recordings([spoken_run.shards], spoken_run.root, keys, ["en", None], listener)
+    found = find_utterances([spoken_run.shards], spoken_run.root, keys)
+    heard = hear_recordings([found[key] for key in keys], ["en", None], listener)
     for text, said in zip(heard, ["red doors stay open", "seven green birds"], strict=True):
         assert (
             SequenceMatcher(None, text.lower().replace("7", "seven"), said).ratio() > 0.85
@@ -157,6 +159,10 @@ def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings
     names = [settings[name] for name in ("vocoder", "waveform_maker", "listener", "root")]
     assert names == ["voice", "griffin-lim", "whisper:tiny.en", spoken_run.root.name]
     assert str(spoken_run.root) not in written
+    signature = result["metrics"]["wer_raw_signature"]
+    assert signature.endswith("|listener:whisper:tiny.en|speech:griffin-lim")
+    assert result["controls"]["true units"]["wer_raw_signature"] == signature
+    assert result["controls"]["recordings"]["wer_raw_signature"].endswith("tiny.en|speech:recordings")
     lines = [json.loads(line) for line in Path(f"{out_path}.samples.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == ["1-11-0000", "1-11-0002"]
     assert "home" in lines[0]["recordings"].lower()

@@ -11,10 +11,9 @@ import soundfile
 import torch
 
 from dmlm.pipeline.errors import CheckpointError, ConfigError, CorruptInputError, FingerprintMismatchError
+from dmlm.pipeline.output_folder import publish
 from dmlm.pipeline.samples import Modality, Sample
-from dmlm.pipeline.shards import DatasetCard, DatasetTotals, write_dataset_card, write_shard
-from dmlm.pipeline.shards.card import LEDGER_NAME, encode_ledger
-from dmlm.pipeline.storage import sha256_file
+from dmlm.pipeline.shards import write_shard
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.vocoder import waveforms
@@ -62,25 +61,15 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_recording(chapter / f"{key}.flac", units)
         samples.append(Sample(key=key, source="librispeech", split=split, speech_tokens=units))
     vocabulary = Vocabulary(num_text=256, num_speech=4, num_image=0, bos_id=0, eos_id=0)
-    (root / "shards").mkdir()
-    record, footer = write_shard(
+    shard = write_shard(
         root / "shards", "x-000000", samples, vocabulary, task_sha256="task", num_in=len(samples)
     )
-    ledger = root / "shards" / LEDGER_NAME
-    ledger.write_bytes(encode_ledger([footer]))
-    card = DatasetCard(
-        name="tones",
-        shards=(record,),
-        totals=DatasetTotals.of([record], [footer]),
-        fingerprints={Modality.SPEECH: FINGERPRINT, Modality.TEXT: {}},
-        text_rule="lower",
-        vocabulary=vocabulary,
-        versions={},
-        settings={"source": "librispeech", "splits": ["test-tones", "train-tones"]},
-        licence="none",
-        files={LEDGER_NAME: sha256_file(ledger)},
-    )
-    write_dataset_card(root / "shards", card)
+    recipe = {
+        "fingerprints": {Modality.SPEECH: FINGERPRINT, Modality.TEXT: {}},
+        "text_rule": "lower",
+        "settings": {"source": "librispeech", "splits": ["test-tones", "train-tones"]},
+    }
+    publish(root / "shards", "tones", [shard], recipe, vocabulary, "none")
     return root
 
 

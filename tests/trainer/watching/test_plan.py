@@ -155,6 +155,9 @@ def test_a_restored_window_gives_throughput_and_what_was_left_out_costs_none(dat
     assert record.loss_tokens_by_task == {"asr": 90}
     for expected in ("text 3.000", "tokens/s", "GFLOP/s (MFU", "padding 50.0%", "lr 1.0e-01"):
         assert expected in record.line()
+    other = MetricsWindow(plan_of(data), operations)
+    other.restore(state | {"tasks": list(TASKS)[::-1]})  # of a version with another table of tasks
+    assert other.state()["losses"] == []
 
 
 @pytest.mark.parametrize(

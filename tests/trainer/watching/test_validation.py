@@ -215,6 +215,15 @@ def test_a_task_is_validated_on_the_sources_that_it_is_trained_on(
     assert keys["t2s"] < keys["asr"]
 
 
+def test_a_split_that_no_entry_of_the_mix_draws_from_is_held_out(token_shards: Path) -> None:
+    data = open_training_data([token_shards])
+    mix = (MixEntry(task="asr", split="test", weight=1), MixEntry(task="t2s", split="test", weight=1))
+    sets = build_validation_set(data, replace(RECIPE, mix=mix, splits=("*",)))
+    held_out = dict(zip(data.keys.to_pylist(), data.index["split"].to_pylist(), strict=True))
+    keys = {question.key for tasks in sets for question in tasks.questions}
+    assert {held_out[key] for key in keys} == {"train"}
+
+
 def test_held_out_splits_without_a_task_of_the_mix_are_an_error(config: TrainConfig) -> None:
     with pytest.raises(ConfigError, match="validation: no sample fits"):
         train(replace(config, recipe=replace(RECIPE, mix=(RECIPE.mix[-1],))))
