@@ -64,7 +64,8 @@ def group() -> None:
     \b
     Exit codes: 0 ok, 2 usage, 3 too many bad samples, 4 storage, 5 corrupt input, 6 training not finite,
     130 interrupted (train saves first), or another process of the run was lost (nothing new is saved;
-    the last checkpoint and finished shards are kept). After 130 the same command goes on, train by --resume.
+    the last checkpoint and finished shards are kept). After 130 run the same command again, train with
+    --resume: what is finished is kept.
     """  # noqa: D301
 
 

@@ -61,7 +61,7 @@ def check_config(config: BuildCodebookConfig) -> None:
         raise ConfigError(f"fit {config.fit!r}: must be one of {', '.join(FitMode)}")
     if not 0 <= config.max_audio_seconds < math.inf:
         raise ConfigError(
-            f"max_audio_seconds {config.max_audio_seconds}: must be a number of seconds; 0 is all audio"
+            f"max_audio_seconds {config.max_audio_seconds} (--audio-hours): must be a number; 0 is all audio"
         )
     precision = choose_precision(config.precision, config.encoder, config.device)
     check_encoder(config.encoder, WindowMode(config.window), precision)
@@ -97,6 +97,7 @@ def _refuse_settings(config: BuildCodebookConfig, names: tuple[str, ...], tokeni
     defaults = {field.name: field.default for field in fields(config)}
     for name in names:
         if getattr(config, name) != defaults[name]:
+            option = " (--audio-hours)" if name == "max_audio_seconds" else ""
             raise ConfigError(
-                f"{name} {getattr(config, name)}: {tokenizer} needs no fit and has no such setting"
+                f"{name} {getattr(config, name)}{option}: {tokenizer} needs no fit and has no such setting"
             )

@@ -133,14 +133,14 @@ class CentroidStream:
         """Assigns an array [F, D], and moves the centroids when enough have come."""
         import torch
 
-        from dmlm.pipeline.nearest import MAX_VECTORS
+        from dmlm.pipeline.nearest import MAX_VECTORS, add_rows
 
         new_FD = torch.from_numpy(vectors_FD).to(self.centroids_KD)
         parts = torch.split(new_FD, MAX_VECTORS)
         ids_F = torch.cat([self._search(part_FD, self.centroids_KD)[0] for part_FD in parts])
         found_U, rows_F = torch.unique(ids_F, return_inverse=True)
         sums_UD = new_FD.new_zeros(len(found_U), new_FD.shape[1])
-        sums_UD.index_put_((rows_F,), new_FD, accumulate=True)  # index_add_ is not deterministic on a GPU
+        add_rows(sums_UD, rows_F, new_FD)
         if self._sums_KD is None:
             self._sums_KD = torch.zeros_like(self.centroids_KD)
         self._sums_KD[found_U] += sums_UD
@@ -160,7 +160,7 @@ class CentroidStream:
             self._exchange()
 
     def _move(self, sums_KD: "torch.Tensor") -> None:
-        """By the sums of the vectors since the last step, which it changes."""
+        """Moves the centroids by the sums of the vectors since the last step, which are used up."""
         import torch
 
         num_vectors = self._counts_K.sum()

@@ -31,15 +31,15 @@ DEFAULT_CODEBOOK = Path("codebook")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def root_option() -> Decorator:
-    """`--root`: where the corpora are."""
+def root_option(remark: str = "") -> Decorator:
+    """`--root`: where the corpora are; `remark` ends its help."""
     return click.option(
         "--root",
         type=folder,
         envvar="DMLM_DATA",
         show_envvar=True,
         help="Folder that holds LibriSpeech/ ami/ covost/ coco/, the corpus folder itself, or your own file; "
-        "or an address, s3:// or hf://.",
+        f"or an address, s3:// or hf://; of the source hf also hub:ORG/NAME.{remark}",
     )
 
 

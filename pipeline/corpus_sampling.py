@@ -22,7 +22,7 @@ from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers.text import check_unicode
 
 MAX_UTTERANCES = 20_000
-"""Utterances of a source kept for each hour of speech wanted: enough if they last 0.18 s."""
+"""Utterances of a source kept for each hour of speech wanted, or for less: enough if they last 0.18 s."""
 MAX_IMAGES = 1_000
 MAX_TEXTS = 200_000
 """Texts kept for a BPE; more does not change its merges."""

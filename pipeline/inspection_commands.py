@@ -93,7 +93,7 @@ def inspect(
 @click.option(
     "--reencode", "num_samples", type=click.IntRange(min=1), help="Also make N samples again from the corpus."
 )
-@root_option()
+@root_option(" Only --reencode needs it.")
 @seed_option()
 @device_option()
 def verify(

@@ -26,7 +26,7 @@ class SplitManifest:
     name: str
     partition: Partition
     expected_count: int | None = None
-    """What the whole split has, counted as the corpus says; None: not known, or see `pairs` of the corpus."""
+    """Of the whole split, in what `CorpusManifest.counted` names; None: not known, or in its `pairs`."""
     expected_hours: float | None = None
     url: str | None = None
     sha256: str | None = None

@@ -152,7 +152,7 @@ def assign(
     errors_K = np.zeros(num_clusters)
     for start, part_FD in _split_rows(vectors_FD, rows_F, MAX_VECTORS):
         ids, distances = search(part_FD, centroids_KD)
-        _add_rows(sums_KD, ids, part_FD)
+        add_rows(sums_KD, ids, part_FD)
         ids_F[start : start + len(part_FD)] = found = ids.cpu().numpy()
         errors_K += np.bincount(found, distances.cpu().numpy(), minlength=num_clusters)
     return Assignment(ids_F, sums_KD, np.bincount(ids_F, minlength=num_clusters), errors_K)
@@ -167,8 +167,9 @@ def _split_rows(
         yield start, vectors_FD[part] if rows_F is None else vectors_FD[rows_F[part]]
 
 
-def _add_rows(sums_KD: torch.Tensor, ids_F: torch.Tensor, vectors_FD: torch.Tensor) -> None:
+def add_rows(sums_KD: torch.Tensor, ids_F: torch.Tensor, vectors_FD: torch.Tensor) -> None:
+    """Adds each vector to the row of its id, on every device in the same order each time."""
     if sums_KD.is_cuda:
         sums_KD.index_put_((ids_F,), vectors_FD, accumulate=True)  # index_add_ is not deterministic there
     else:
-        sums_KD.index_add_(0, ids_F, vectors_FD)
+        sums_KD.index_add_(0, ids_F, vectors_FD)  # nor is index_put_ here, on many threads

@@ -41,7 +41,7 @@ _OPTIONS = (
     click.option(
         "--num-units",
         type=click.IntRange(min=1),
-        help="units: size of their codebook.  [default: the largest id and one]",
+        help="units: size of their codebook.  [default: the largest id + 1]",
     ),
     click.option(
         "--units-name",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,18 @@ def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[IO[bytes]]
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def as_os_errors(path: Path) -> Iterator[None]:
+    """Makes OSErrors about `path` of what `tokenizers` and safetensors raise when a disk is full or fails."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"(?:\(os error |Os \{ code: )(\d+)", str(error))  # Rust's two forms of it
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def sync_directory(directory: Path) -> None:

@@ -31,7 +31,14 @@ _CODEBOOK_OPTIONS = (
         show_default=True,
         help="Encoder block from 1; last: after the final norm; auto: Whisper's last but one, else last.",
     ),
-    click.option("--clusters", "num_clusters", type=click.IntRange(min=1), default=500, show_default=True),
+    click.option(
+        "--clusters",
+        "num_clusters",
+        type=click.IntRange(min=1),
+        default=500,
+        show_default=True,
+        help="Clusters of speech frames: the number of speech units.",
+    ),
     click.option(
         "--fit",
         type=click.Choice(["sample", "stream"]),
@@ -72,14 +79,26 @@ _CODEBOOK_OPTIONS = (
         show_default=True,
         help="patch: k-means over patches, or dalle[:DIR], which needs no fit.",
     ),
-    click.option("--image-resolution", type=click.IntRange(min=8), default=128, show_default=True),
     click.option(
-        "--image-clusters", "num_image_clusters", type=click.IntRange(min=1), default=512, show_default=True
+        "--image-resolution",
+        type=click.IntRange(min=8),
+        default=128,
+        show_default=True,
+        help="Pixels a side of the square that images are resized to; a multiple of 8.",
+    ),
+    click.option(
+        "--image-clusters",
+        "num_image_clusters",
+        type=click.IntRange(min=1),
+        default=512,
+        show_default=True,
+        help="Clusters of image patches: the number of image codes.",
     ),
 )
 _CHOICE_OPTIONS = (
     click.option(
         "--speech-tokenizer",
+        "speech",
         metavar="seamless[:DIR]",
         help="Units in place of the codebook's; DIR: their weights.  [default: ~/.cache/dmlm/seamless]",
     ),
@@ -92,6 +111,7 @@ _CHOICE_OPTIONS = (
     ),
     click.option(
         "--image-tokenizer",
+        "image",
         metavar="dalle[:DIR]",
         help="Image tokens in place of the codebook's; DIR: their weights.  [default: ~/.cache/dmlm/dalle]",
     ),
@@ -100,6 +120,7 @@ _CHOICE_OPTIONS = (
     ),
     click.option(
         "--text-tokenizer",
+        "text",
         help="Text tokens in place of the codebook's: a Hugging Face name or folder, or bpe:256 (bytes).",
     ),
 )
@@ -116,21 +137,10 @@ def tokenizer_options(command: Command) -> Command:
     """Adds the options; the command gets `choice: TokenizerChoice` and `unit_backend`."""
 
     @wraps(command)
-    def with_choice(
-        speech_tokenizer: str | None,
-        image_tokenizer: str | None,
-        image_resolution: int | None,
-        text_tokenizer: str | None,
-        **settings: Any,
-    ) -> Any:
+    def with_choice(**settings: Any) -> Any:
         from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
-        choice = TokenizerChoice(
-            speech=speech_tokenizer,
-            image=image_tokenizer,
-            image_resolution=image_resolution,
-            text=text_tokenizer,
-        )
+        choice = TokenizerChoice(**{name: settings.pop(name) for name in TokenizerChoice.__slots__})
         return command(choice=choice, **settings)
 
     for option in reversed(_CHOICE_OPTIONS):

@@ -105,6 +105,11 @@ def test_no_command_has_an_option_outside_the_contract(name: str) -> None:
             2,
             "layer 3",
         ),
+        (
+            ["build-codebook", "--speech-tokenizer", "seamless", "--audio-hours", "2", "--root", "{tmp}"],
+            2,
+            "(--audio-hours): seamless needs no fit",
+        ),
         (["build-codebook", "--image-tokenizer", "dalle:{tmp}/none", "--root", "{tmp}"], 2, "none"),
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--image-tokenizer", "patch"], 2, "dalle"),
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--image-resolution", "256"], 2, "belongs to"),

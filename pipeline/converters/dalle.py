@@ -22,7 +22,7 @@ from dmlm.pipeline.converters.checkpoints import (
 )
 from dmlm.pipeline.encoders.dvae import Decoder, Encoder, build_decoder, build_encoder
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
-from dmlm.pipeline.storage import atomic_writer
+from dmlm.pipeline.storage import as_os_errors, atomic_writer
 
 ADDRESS: Final = "https://cdn.openai.com/dall-e"
 LICENCE: Final = "modified MIT (openai/DALL-E)"
@@ -126,7 +126,8 @@ def _convert(pickled: Path, path: Path) -> None:
     state = read_pickled_module(pickled)
     build = build_encoder if path.stem == "encoder" else build_decoder
     check_state(state, build(_with_ends(state, pickled)).state_dict(), pickled)
-    with atomic_writer(path) as file:
+    # Tasks that start together may all convert.
+    with atomic_writer(path, is_shared=True) as file, as_os_errors(path):
         save_file(state, file.name, metadata={"format": "pt"})
 
 

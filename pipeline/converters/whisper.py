@@ -1,4 +1,4 @@
-"""Reads the audio encoder of openai-whisper `.pt` files and CTranslate2 `model.bin`.
+"""Reads openai-whisper `.pt` files and CTranslate2 `model.bin`, and the audio encoder of them.
 
 Both give the audio encoder in openai-whisper's own names, float32, checked for completeness, shapes
 and finite values before anything is computed with it. Nothing in a checkpoint can run code.
@@ -6,6 +6,7 @@ and finite values before anything is computed with it. Nothing in a checkpoint c
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,11 +71,13 @@ def load_whisper_weights(path: Path) -> WhisperEncoderWeights:
 
 def _read(path: Path) -> tuple[int, State]:
     if (path / "model.bin").is_file():
-        return _read_ctranslate2(path / "model.bin")
+        return read_ctranslate2(path / "model.bin", "encoder", _openai_tensors)
     if (path / HUGGINGFACE_SETTINGS).is_file():
         return read_huggingface_whisper(path)
     if path.is_file():
-        return _read_openai(path) if path.suffix == ".pt" else _read_ctranslate2(path)
+        if path.suffix == ".pt":
+            return read_openai(path, "encoder", "n_audio_head")
+        return read_ctranslate2(path, "encoder", _openai_tensors)
     raise ConfigError(
         f"{path}: no Whisper checkpoint; expected a .pt file or a folder with model.bin (CTranslate2) "
         "or with config.json and model.safetensors (Hugging Face)"
@@ -98,18 +101,23 @@ def _check_encoder(weights: WhisperEncoderWeights, path: Path) -> None:
     check_state(weights.state, encoder.state_dict(), path)
 
 
-def _read_openai(path: Path) -> tuple[int, State]:
-    parts = load_torch_checkpoint(path)
-    dims, state = parts.get("dims"), parts.get("model_state_dict")
+def read_openai(path: Path, part: str, heads_name: str) -> tuple[int, State]:
+    """Heads (0: not said) of `encoder` or `decoder` in a `.pt` file, and its tensors without that prefix.
+
+    Raises:
+        CorruptInputError: The file is cut, damaged or no checkpoint of openai-whisper.
+    """
+    content, prefix = load_torch_checkpoint(path), f"{part}."
+    dims, state = content.get("dims"), content.get("model_state_dict")
     if not isinstance(dims, dict) or not isinstance(state, dict):
         raise CorruptInputError(f"{path}: not an openai-whisper checkpoint (no dims or model_state_dict)")
-    encoder = {
-        str(name).removeprefix("encoder."): tensor
+    tensors = {
+        str(name).removeprefix(prefix): tensor
         for name, tensor in state.items()
-        if str(name).startswith("encoder.") and isinstance(tensor, torch.Tensor)
+        if str(name).startswith(prefix) and isinstance(tensor, torch.Tensor)
     }
-    num_heads = dims.get("n_audio_head")
-    return num_heads if isinstance(num_heads, int) else 0, encoder
+    num_heads = dims.get(heads_name)
+    return num_heads if isinstance(num_heads, int) else 0, tensors
 
 
 _CT2_VERSIONS = (5, 6)
@@ -181,31 +189,35 @@ class _Cursor:
         return (array.astype("<u4") << 16).view("<f4") if type_id == _CT2_BFLOAT16 else array
 
 
-def _read_ctranslate2(path: Path) -> tuple[int, State]:
-    variables = read_variables(path, "encoder")
+def read_ctranslate2(
+    path: Path, part: str, to_openai: Callable[[str, torch.Tensor, Path], State]
+) -> tuple[int, State]:
+    """Heads and tensors of `encoder` or `decoder` in a CTranslate2 file, by the names that `to_openai` gives.
+
+    Raises:
+        ConfigError: The weights are quantised to integers.
+        CorruptInputError: The file is cut, damaged or no Whisper model.
+    """
+    variables = _read_variables(path, part)
     heads = variables.pop("num_heads", None)
     state: State = {}
     for name, array in variables.items():
-        if array.ndim == 0:
-            continue  # a setting of the runtime, such as the kind of activation
+        if array.ndim == 0 or name.startswith("alignment"):
+            continue  # a setting of the runtime
         if array.dtype.kind != "f":
             raise ConfigError(
                 f"{path}: holds {array.dtype} weights, which distort the activations;"
                 " convert the model again with --quantization float16"
             )
-        state |= _openai_tensors(name, torch.from_numpy(array.astype(np.float32)), path)
+        state |= to_openai(name, torch.from_numpy(array.astype(np.float32)), path)
     if heads is not None and heads.ndim == 0 and heads.dtype.kind == "i":
         return int(heads), state
     # Specs before revision 3 do not say; every Whisper has heads of width 64.
-    return (state["conv1.weight"].shape[0] // 64 if "conv1.weight" in state else 0), state
+    return (state["positional_embedding"].shape[-1] // 64 if "positional_embedding" in state else 0), state
 
 
-def read_variables(path: Path, part: str) -> dict[str, npt.NDArray[np.generic]]:
-    """Arrays of `encoder` or `decoder` in a CTranslate2 file, without that prefix; the whole file is checked.
-
-    Raises:
-        CorruptInputError: The file is cut, damaged or no Whisper model.
-    """
+def _read_variables(path: Path, part: str) -> dict[str, npt.NDArray[np.generic]]:
+    """Arrays of `encoder` or `decoder`, without that prefix; the whole file is checked."""
     if path.stat().st_size == 0:
         raise CorruptInputError(f"{path}: is empty")
     cursor = _Cursor(path)

@@ -3,13 +3,11 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from dmlm.pipeline.converters.checkpoints import State, check_state, load_torch_checkpoint
-from dmlm.pipeline.converters.whisper import read_variables, split_attention
+from dmlm.pipeline.converters.checkpoints import State, check_state
+from dmlm.pipeline.converters.whisper import read_ctranslate2, read_openai, split_attention
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 
 
@@ -54,7 +52,11 @@ def load_whisper_decoder(path: Path) -> WhisperDecoderWeights:
         raise ConfigError(
             f"{path}: to hear with, Whisper must be a .pt file or a folder with model.bin (CTranslate2)"
         )
-    num_heads, state = _read_openai(model) if model.suffix == ".pt" else _read_ctranslate2(model)
+    if model.suffix == ".pt":
+        num_heads, state = read_openai(model, "decoder", "n_text_head")
+        state.pop("mask", None)  # old checkpoints hold it; it is no weight
+    else:
+        num_heads, state = read_ctranslate2(model, "decoder", _openai_tensors)
     weights = WhisperDecoderWeights(
         num_heads=num_heads, state={name: tensor.float() for name, tensor in state.items()}
     )
@@ -74,21 +76,6 @@ def _check_decoder(weights: WhisperDecoderWeights, path: Path) -> None:
     with torch.device("meta"):
         decoder = TextDecoder(*shape)
     check_state(weights.state, decoder.state_dict(), path)
-
-
-def _read_openai(path: Path) -> tuple[int, State]:
-    parts = load_torch_checkpoint(path)
-    dims, state = parts.get("dims"), parts.get("model_state_dict")
-    if not isinstance(dims, dict) or not isinstance(state, dict):
-        raise CorruptInputError(f"{path}: not an openai-whisper checkpoint (no dims or model_state_dict)")
-    decoder = {
-        str(name).removeprefix("decoder."): tensor
-        for name, tensor in state.items()
-        if str(name).startswith("decoder.") and isinstance(tensor, torch.Tensor)
-    }
-    decoder.pop("mask", None)  # old checkpoints hold it; it is no weight
-    num_heads: Any = dims.get("n_text_head")
-    return num_heads if isinstance(num_heads, int) else 0, decoder
 
 
 _NAMES = {
@@ -113,24 +100,6 @@ _STACKED = {
     "self_attention/linear_0": ("attn", ("query", "key", "value")),
     "attention/linear_1": ("cross_attn", ("key", "value")),
 }
-
-
-def _read_ctranslate2(path: Path) -> tuple[int, State]:
-    variables = read_variables(path, "decoder")
-    heads = variables.pop("num_heads", None)
-    state: State = {}
-    for name, array in variables.items():
-        if array.ndim == 0 or name.startswith("alignment"):
-            continue  # settings of the runtime
-        if array.dtype.kind != "f":
-            raise ConfigError(
-                f"{path}: holds {array.dtype} weights; convert the model with --quantization float16"
-            )
-        state |= _openai_tensors(name, torch.from_numpy(array.astype(np.float32)), path)
-    if heads is not None and heads.ndim == 0 and heads.dtype.kind == "i":
-        return int(heads), state
-    # Specs before revision 3 do not say; every Whisper has heads of width 64.
-    return state["token_embedding.weight"].shape[-1] // 64 if "token_embedding.weight" in state else 0, state
 
 
 def _openai_tensors(name: str, tensor: torch.Tensor, path: Path) -> State:

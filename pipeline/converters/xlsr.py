@@ -6,6 +6,7 @@ The names of fairseq and of fairseq2 do not collide, so one table of rules reads
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ import torch
 
 from dmlm.pipeline.converters.checkpoints import State, check_state, load_torch_checkpoint
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
-from dmlm.pipeline.storage import atomic_writer, write_bytes, write_json
-from dmlm.pipeline.tokenizers.pretrained import SEAMLESS, TERMS, write_terms
+from dmlm.pipeline.storage import as_os_errors, atomic_writer, write_bytes, write_json
+from dmlm.pipeline.tokenizers.pretrained import SEAMLESS, TERMS, TERMS_NAME, write_terms
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Config
@@ -81,6 +82,9 @@ def convert_xlsr(checkpoint: Path, directory: Path, config: "Wav2Vec2Config | No
         CorruptInputError: The checkpoint is cut, damaged or of another architecture.
     """
     if (directory / CONFIG).is_file():
+        if not (directory / TERMS_NAME).is_file():  # converted by an earlier version
+            with suppress(OSError):  # a folder of weights may be there to read only
+                write_terms(directory, TERMS[SEAMLESS])
         return
     if not checkpoint.is_file():
         raise ConfigError(f"{checkpoint}: no such file")
@@ -129,14 +133,15 @@ def _read_encoder(path: Path) -> State:
 
 
 def _write_folder(state: State, config: "Wav2Vec2Config", directory: Path) -> None:
-    """`config.json` comes last and makes the folder whole."""
+    """`config.json` comes last and makes the folder whole; tasks that start together may all write it."""
     from safetensors.torch import save_file
     from transformers import Wav2Vec2FeatureExtractor
 
-    with atomic_writer(directory / "model.safetensors") as file:
+    path = directory / "model.safetensors"
+    with atomic_writer(path, is_shared=True) as file, as_os_errors(path):
         whole = {name: tensor.contiguous() for name, tensor in state.items()}
         save_file(whole, file.name, metadata={"format": "pt"})
     extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
-    write_json(directory / "preprocessor_config.json", extractor.to_dict())
+    write_json(directory / "preprocessor_config.json", extractor.to_dict(), is_shared=True)
     write_terms(directory, TERMS[SEAMLESS])
-    write_bytes(directory / CONFIG, config.to_json_string().encode())
+    write_bytes(directory / CONFIG, config.to_json_string().encode(), is_shared=True)

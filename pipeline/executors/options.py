@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 _OPTIONS = (
-    click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True),
+    click.option(
+        "--engine",
+        "name",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Who does the work: processes of this machine, or a Ray cluster.",
+    ),
     click.option(
         "--workers",
         "num_workers",
@@ -35,7 +42,7 @@ _OPTIONS = (
     click.option(
         "--num-tasks",
         type=click.IntRange(min=1),
-        help="Shares there are.  [default: ray: one per GPU, or per processor]",
+        help="Number of shares.  [default: ray: one per GPU, or per processor]",
     ),
 )
 
@@ -88,22 +95,9 @@ def engine_options(command: Command) -> Command:
     """Adds the options; the command gets `engine: Engine`."""
 
     @wraps(command)
-    def with_engine(
-        engine: Literal["local", "ray"],
-        num_workers: int,
-        ray_address: str,
-        task_index: int | None,
-        num_tasks: int | None,
-        **settings: Any,
-    ) -> Any:
-        chosen = Engine(
-            name=engine,
-            num_workers=num_workers,
-            ray_address=ray_address,
-            task_index=task_index,
-            num_tasks=num_tasks,
-        )
-        return command(engine=chosen, **settings)
+    def with_engine(**settings: Any) -> Any:
+        engine = Engine(**{name: settings.pop(name) for name in Engine.__slots__})
+        return command(engine=engine, **settings)
 
     for option in reversed(_OPTIONS):
         with_engine = option(with_engine)

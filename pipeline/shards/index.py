@@ -26,8 +26,8 @@ from dmlm.pipeline.vocabulary import Vocabulary
 FOOTER_KEY: Final = b"dmlm"
 MIN_SAMPLE_BYTES: Final = 1024
 """Of a tar: header and block of the json. What claims more samples is refused before it unfolds."""
-MAX_COLUMN_BYTES: Final = 1 << 16
-"""Unfolded, beside the rows: what a row holds is in its json too, or fits into a header of the tar."""
+FIXED_BYTES: Final = 1 << 16
+"""Of an index beside its rows, decompressed as it claims; texts that rows share may unfold to more."""
 _COPIED_FIELDS: Final = ("text", "language", "translation", "translation_language", "speaker", "image_id")
 
 
@@ -166,7 +166,7 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> tuple[pa.Tab
             if num_rows * MIN_SAMPLE_BYTES > footer.tar_bytes:
                 raise ShardCorruptError(f"{num_rows} samples in {footer.tar_bytes} bytes of tar")
             num_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-            if num_bytes > 2 * footer.tar_bytes + MAX_COLUMN_BYTES:
+            if num_bytes > 2 * footer.tar_bytes + FIXED_BYTES:
                 raise ShardCorruptError(f"{num_bytes} bytes, too many for a tar of {footer.tar_bytes}")
             table = file.read(columns, use_threads=False)
     except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException, CorruptInputError) as error:

@@ -28,8 +28,8 @@ def nothing_to_tokenize(source: str, root: Path, items: Sequence[SourceItem]) ->
 def warn_of_other_counts(source: str, root: Path, tasks: Iterable[ShardTask]) -> None:
     """Warns of each official split that has another number of items than its publisher gives.
 
-    What was left out does not count; what is broken does. A sample of `dmlm-cli sample` is no part of the
-    corpus whose layout it has.
+    What was left out does not count; what is broken does, but for a recording of which nothing can be used.
+    A sample of `dmlm-cli sample` is no part of the corpus whose layout it has.
     """
     if any((folder / FINISHED).is_file() for folder in (root, root.parent)):
         return

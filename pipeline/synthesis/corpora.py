@@ -79,7 +79,7 @@ def _settings(config: SampleConfig, texts: Sequence[Sequence[str]]) -> Settings:
     return {
         "dmlm": version("dmlm"),
         "seed": config.seed,
-        "limit": None if texts else config.limit,
+        "limit": config.limit,
         "text_sha256": sha256_json(texts) if texts else None,
         "hours": config.hours,
     }
@@ -121,7 +121,7 @@ def _write_texts(config: SampleConfig, texts: Sequence[Sequence[str]]) -> tuple[
         lines, variety = [line for lines in texts for line in lines], SIMILAR
     else:
         lines, variety = draw_pieces(texts, config.hours, config.seed), DIFFERENT
-    spoken = [Reading(line, is_word_string=False) for line in lines]
+    spoken = [Reading(line, is_word_string=False) for line in lines[: config.limit]]
     speakers = make_speakers(config.seed, variety)
     tasks = readings.plan_readings(readings.TEXT_SPLIT, spoken, speakers, config.seed)
     seconds = readings.write_readings(config.out_dir, tasks, EnglishVoice(), config.num_workers)

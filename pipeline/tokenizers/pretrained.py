@@ -141,15 +141,14 @@ def read_part(directory: Path) -> PretrainedPart | None:
 
 def write_terms(directory: Path, terms: WeightsTerms) -> None:
     """Puts the licence of weights beside them."""
-    write_json(directory / TERMS_NAME, asdict(terms))
+    write_json(directory / TERMS_NAME, asdict(terms), is_shared=True)
 
 
 def copy_terms(encoder: str, directory: Path) -> None:
     """Takes over into a codebook what lies beside the weights of an encoder such as `wav2vec2:DIR`."""
-    family, _, place = encoder.partition(":")
-    path = Path(place or family).expanduser() / TERMS_NAME
-    if path.is_file():
-        write_bytes(directory / TERMS_NAME, path.read_bytes())
+    place = Path(encoder.partition(":")[2])
+    if place.is_absolute() and (place / TERMS_NAME).is_file():
+        write_bytes(directory / TERMS_NAME, (place / TERMS_NAME).read_bytes())
 
 
 def read_terms(directory: Path) -> WeightsTerms | None:

@@ -15,7 +15,7 @@ import numpy as np
 from dmlm.pipeline.converters.gguf import SUFFIX as GGUF
 from dmlm.pipeline.errors import AnnotationError, ConfigError
 from dmlm.pipeline.samples import TokenArray
-from dmlm.pipeline.storage import sha256_json, write_bytes
+from dmlm.pipeline.storage import as_os_errors, sha256_json, write_bytes
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.tokenizers.gguf import read_gguf_tokenizer
 
@@ -94,7 +94,7 @@ class HuggingFaceTextTokenizer:
 
     def save(self, directory: Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer reads."""
-        with TemporaryDirectory() as scratch:
+        with TemporaryDirectory() as scratch, as_os_errors(Path(scratch)):
             self._tokenizer.save_pretrained(scratch)
             for path in sorted(Path(scratch).iterdir()):
                 write_bytes(directory / path.name, path.read_bytes())

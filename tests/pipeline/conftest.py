@@ -1,7 +1,9 @@
-"""Real weights and speech for the tests of encoders and tokenizers, and a server of S3 for remote folders."""
+"""Real weights and speech, a limit for files as on a full disk, and a server of S3 for remote folders."""
 
+import resource
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,22 @@ def speech() -> list[Waveform]:
         soxr.resample(np.asarray(voice(sentence, seed=index), np.float32).ravel(), 24_000, 16_000)
         for index, sentence in enumerate(SENTENCES)
     ]
+
+
+@pytest.fixture
+def files_up_to() -> Callable[[int], AbstractContextManager[None]]:
+    """Block in which this process can write no more than so many bytes to a file."""
+
+    @contextmanager
+    def limit(num_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 @dataclass

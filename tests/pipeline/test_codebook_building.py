@@ -276,7 +276,7 @@ def test_damaged_card_is_corrupt(tmp_path: Path, card: str) -> None:
         ({"image_resolution": 33}, "multiple of 8"),
         ({"window": "half"}, "exact, padded"),
         ({"fit": "half"}, "sample, stream"),
-        ({"max_audio_seconds": -1.0}, "max_audio_seconds -1.0"),
+        ({"max_audio_seconds": -1.0}, r"max_audio_seconds -1\.0 \(--audio-hours\)"),
         ({"image_tokenizer": "dalle"}, "dalle"),
         ({"sources": (SourceShare(name="coco", share=-1.0),)}, "positive"),
         ({"sources": (SourceShare(name="ami"),)}, "ami"),

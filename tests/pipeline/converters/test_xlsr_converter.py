@@ -1,9 +1,14 @@
 """A small XLS-R of the true architecture, written with the names of fairseq and of fairseq2."""
 
+import errno
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch.torch_version import TorchVersion
 from transformers import Wav2Vec2Config, Wav2Vec2Model
@@ -133,6 +138,16 @@ def test_converted_folder_says_its_licence(checkpoint: Path, config: Wav2Vec2Con
     assert "CC BY-NC 4.0, not for commercial use" in str(terms)
 
 
+def test_folder_of_an_earlier_version_gets_its_licence(
+    checkpoint: Path, config: Wav2Vec2Config, tmp_path: Path
+) -> None:
+    convert_xlsr(checkpoint, tmp_path / "xlsr", config)
+    (tmp_path / "xlsr" / "terms.json").unlink()
+    checkpoint.unlink()
+    convert_xlsr(checkpoint, tmp_path / "xlsr", config)
+    assert read_terms(tmp_path / "xlsr") == TERMS[SEAMLESS]
+
+
 def test_conversion_that_was_interrupted_is_done_again(
     checkpoint: Path, config: Wav2Vec2Config, tmp_path: Path
 ) -> None:
@@ -140,6 +155,34 @@ def test_conversion_that_was_interrupted_is_done_again(
     (tmp_path / "xlsr" / "model.safetensors").write_bytes(b"half")
     convert_xlsr(checkpoint, tmp_path / "xlsr", config)
     assert Wav2Vec2Model.from_pretrained(tmp_path / "xlsr").config.num_hidden_layers == 3
+
+
+def test_tasks_that_start_together_may_all_convert(
+    checkpoint: Path, config: Wav2Vec2Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = safetensors.torch.save_file
+
+    def save_while_another_converts(*arguments: Any, **settings: Any) -> None:
+        real(*arguments, **settings)
+        monkeypatch.undo()
+        convert_xlsr(checkpoint, tmp_path / "xlsr", config)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", save_while_another_converts)
+    convert_xlsr(checkpoint, tmp_path / "xlsr", config)
+    assert Wav2Vec2Model.from_pretrained(tmp_path / "xlsr").config.num_hidden_layers == 3
+    assert not list((tmp_path / "xlsr").glob("*.tmp"))
+
+
+def test_full_disk_is_an_os_error_and_leaves_no_weights(
+    files_up_to: Callable[[int], AbstractContextManager[None]],
+    checkpoint: Path,
+    config: Wav2Vec2Config,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(OSError, match=r"File too large: .*model\.safetensors'") as raised, files_up_to(4_096):
+        convert_xlsr(checkpoint, tmp_path / "xlsr", config)
+    assert raised.value.errno == errno.EFBIG
+    assert not list((tmp_path / "xlsr").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ def write_coco(root: Path) -> None:
     ],
 )
 def test_corpus_without_its_media_says_why_nothing_is_left_and_where_to_get_them(
-    source: str, write: object, reason: str, what_to_get: str, tmp_path: Path
+    source: str, write: Callable[[Path], None], reason: str, what_to_get: str, tmp_path: Path
 ) -> None:
     write(tmp_path)
     config = TokenizeConfig(

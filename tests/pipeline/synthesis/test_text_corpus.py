@@ -18,13 +18,19 @@ def speak(tmp_path: Path, data: bytes, **settings: int) -> Path:
 
 def test_all_lines_of_a_text_are_spoken_and_nothing_else(tmp_path: Path) -> None:
     text = "Don't panic, said Zoë.\n\n---\nA second line!\nAnd a third.\n"
-    out_dir = speak(tmp_path, text.encode(), limit=1)
+    out_dir = speak(tmp_path, text.encode())
     items = list(open_source("librispeech", out_dir).iter_items())
     assert {item.split for item in items} == {"train-text"}
     texts = sorted(str(item.text) for item in items if isinstance(item, Utterance))
     assert texts == ["A SECOND LINE", "AND A THIRD", "DON'T PANIC SAID ZOË"]
     assert sorted(path.name for path in out_dir.iterdir()) == ["LibriSpeech", "README.txt", "sample.json"]
     assert (out_dir / "LibriSpeech" / "README.txt").read_text().startswith("SYNTHETIC")
+
+
+def test_limit_ends_the_reading_of_a_text(tmp_path: Path) -> None:
+    out_dir = speak(tmp_path, b"first of all\nand then\nat last\n", limit=2)
+    items = open_source("librispeech", out_dir).iter_items()
+    assert {str(item.text) for item in items if isinstance(item, Utterance)} == {"FIRST OF ALL", "AND THEN"}
 
 
 def test_changed_text_is_another_sample(tmp_path: Path) -> None:

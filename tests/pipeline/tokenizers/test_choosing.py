@@ -134,6 +134,16 @@ def test_licence_beside_the_weights_goes_along_with_what_is_fitted_on_them(
     assert (pretrained.read_terms(tmp_path / "out" / "codebook" / "speech") is not None) == has_terms
 
 
+def test_licence_in_the_working_directory_is_not_that_of_an_encoder_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mfcc").mkdir()
+    pretrained.write_terms(tmp_path / "mfcc", pretrained.TERMS[pretrained.SEAMLESS])
+    pretrained.copy_terms("mfcc", tmp_path / "codebook")
+    assert pretrained.read_terms(tmp_path / "codebook") is None
+
+
 def test_chosen_part_takes_the_place_of_the_codebooks(root: Path, weights: Path, tmp_path: Path) -> None:
     build = BuildCodebookConfig(
         root=root, out_dir=tmp_path / "mfcc", encoder="mfcc", num_clusters=5, text_tokenizer="bpe:260"

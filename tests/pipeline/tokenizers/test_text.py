@@ -1,6 +1,9 @@
+import errno
 import json
 import re
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
@@ -126,6 +129,19 @@ def test_loaded_tokenizer_has_the_same_fingerprint(
     assert loaded.fingerprint == bpe.fingerprint
     loaded.save(tmp_path)
     assert load_text_tokenizer(tmp_path).fingerprint == bpe.fingerprint
+
+
+def test_full_disk_is_an_os_error_though_tokenizers_has_none(
+    files_up_to: Callable[[int], AbstractContextManager[None]],
+    bpe: HuggingFaceTextTokenizer,
+    saved: Path,
+    tmp_path: Path,
+) -> None:
+    num_bytes = (saved / "tokenizer_config.json").stat().st_size  # tokenizer.json is larger
+    with pytest.raises(OSError, match="File too large") as raised, files_up_to(num_bytes):
+        bpe.save(tmp_path / "full")
+    assert raised.value.errno == errno.EFBIG
+    assert not (tmp_path / "full").exists()
 
 
 def test_opt_files_start_and_end_with_their_id_2(opt_like: Path, tmp_path: Path) -> None:
