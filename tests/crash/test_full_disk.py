@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import accumulate
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -124,85 +125,108 @@ def assert_says_so(code: int | None, message: str) -> None:
     assert "Traceback" not in message
 
 
+@pytest.fixture(scope="module")
+def whole_dir(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tokenize` gives where there is room."""
+    out_dir = tmp_path_factory.mktemp("tokenized") / "whole"
+    tokenize(TokenizeConfig(source="coco", root=root, codebook_dir=root / "codebook", out_dir=out_dir))
+    return out_dir
+
+
+def tokenize_command(root: Path) -> list[object]:
+    return ["tokenize", "--source", "coco", "--root", root, "--codebook", root / "codebook"]
+
+
+class Begun(NamedTuple):
+    """A run that was killed behind its first checkpoint, beside the same one whole."""
+
+    run_dir: Path
+    kept: str
+    """Name of its checkpoint."""
+    whole_dir: Path
+    command: list[object]
+    """Goes on; `--out` is missing."""
+
+
+@pytest.fixture(scope="module")
+def begun(
+    recipe_of: Callable[[int, int], Recipe],
+    run_dying: Callable[..., int | None],
+    token_shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Begun:
+    folder, recipe = tmp_path_factory.mktemp("begun"), recipe_of(4, 2)
+    (folder / "kill.yaml").write_text(json.dumps(recipe.to_json()))
+    whole = TrainConfig(shards=(token_shards,), recipe=recipe, out_dir=folder / "whole", device="cpu")
+    train(whole)
+    run_dir = folder / "run"
+    assert run_dying(replace(whole, out_dir=run_dir), step=3, num_operations=0) == -9
+    assert latest_checkpoint(run_dir) == run_dir / "checkpoint-000002"
+    command: list[object] = ["train", "--shards", token_shards, "--recipe", folder / "kill.yaml"]
+    return Begun(run_dir, "checkpoint-000002", whole.out_dir, [*command, "--device", "cpu", "--resume"])
+
+
 def test_tokenize_on_a_full_disk_publishes_nothing_and_goes_on_later(
     amount: Callable[[int, int], int],
     run_limited: RunLimited,
     root: Path,
+    whole_dir: Path,
     content: Callable[[Path], dict[str, bytes]],
     assert_no_data_set: Callable[[Path], None],
     tmp_path: Path,
 ) -> None:
-    command = ["tokenize", "--source", "coco", "--root", root, "--codebook", root / "codebook", "--limit", 12]
-    whole = TokenizeConfig(
-        source="coco", root=root, codebook_dir=root / "codebook", out_dir=tmp_path / "whole", limit=12
-    )
-    tokenize(whole)
-    for num_bytes in limits_below(whole.out_dir, amount(3, 40)):
+    for num_bytes in limits_below(whole_dir, amount(3, 40)):
         out_dir = tmp_path / f"limit-{num_bytes}"
-        assert_says_so(*run_limited(num_bytes, [*command, "--out", out_dir]))
+        command = [*tokenize_command(root), "--out", out_dir]
+        assert_says_so(*run_limited(num_bytes, command))
         assert_no_data_set(out_dir)
-        assert_whole_files(out_dir, whole.out_dir)
-        code, message = run_limited(1 << 30, [*command, "--out", out_dir])
+        assert_whole_files(out_dir, whole_dir)
+        code, message = run_limited(1 << 30, command)
         assert code == ExitCode.OK, message
-        assert content(out_dir) == content(whole.out_dir)
+        assert content(out_dir) == content(whole_dir)
     verify_dataset(out_dir)
 
 
 def test_training_on_a_full_disk_keeps_its_checkpoint_and_goes_on_later(
     amount: Callable[[int, int], int],
     run_limited: RunLimited,
-    recipe_of: Callable[[int, int], Recipe],
-    run_dying: Callable[..., int | None],
+    begun: Begun,
     assert_same_run: Callable[[Path, Path], None],
-    token_shards: Path,
     tmp_path: Path,
 ) -> None:
-    recipe = recipe_of(4, 2)
-    whole = TrainConfig(shards=(token_shards,), recipe=recipe, out_dir=tmp_path / "whole", device="cpu")
-    train(whole)
-    run_dir = tmp_path / "full"
-    config = TrainConfig(shards=(token_shards,), recipe=recipe, out_dir=run_dir, device="cpu", resume=True)
-    assert run_dying(config, step=3, num_operations=0) == -9
-    kept = latest_checkpoint(run_dir)
-    (tmp_path / "kill.yaml").write_text(json.dumps(recipe.to_json()))
-    command = ["train", "--shards", token_shards, "--recipe", tmp_path / "kill.yaml", "--out", run_dir]
-    command += ["--device", "cpu", "--resume"]
-    for num_bytes in limits_below(whole.out_dir, amount(3, 40)):
+    run_dir = shutil.copytree(begun.run_dir, tmp_path / "full")
+    command = [*begun.command, "--out", run_dir]
+    for num_bytes in limits_below(begun.whole_dir, amount(3, 40)):
         assert_says_so(*run_limited(num_bytes, command))
-        assert latest_checkpoint(run_dir) == kept
+        assert latest_checkpoint(run_dir) == run_dir / begun.kept
         assert not list(run_dir.rglob("*.tmp"))
     code, message = run_limited(1 << 30, command)
     assert code == ExitCode.OK, message
-    assert_same_run(run_dir, whole.out_dir)
+    assert_same_run(run_dir, begun.whole_dir)
 
 
 def test_tokenize_on_a_full_file_system_whichever_file_it_stops_at(
     amount: Callable[[int, int], int],
     run_on_full_disk: RunOnFullDisk,
     root: Path,
+    whole_dir: Path,
     content: Callable[[Path], dict[str, bytes]],
     assert_no_data_set: Callable[[Path], None],
-    tmp_path: Path,
 ) -> None:
-    whole = TokenizeConfig(
-        source="coco", root=root, codebook_dir=root / "codebook", out_dir=tmp_path / "whole"
-    )
-    tokenize(whole)
-    written = sorted(content(whole.out_dir), key=lambda name: (whole.out_dir / name).stat().st_mtime_ns)
+    written = sorted(content(whole_dir), key=lambda name: (whole_dir / name).stat().st_mtime_ns)
     names = ["run.json", *written]
-    needed = dict(zip(names, accumulate(num_kib_of(whole.out_dir / name) for name in names), strict=True))
+    needed = dict(zip(names, accumulate(num_kib_of(whole_dir / name) for name in names), strict=True))
     at_least = {"coco-000000.tar", "coco-000000.parquet", "ledger.jsonl", "dataset.json"}
     every = range(STEP_KIB, needed["dataset.json"], STEP_KIB)
     num_kib = amount(sorted(needed[name] - STEP_KIB for name in at_least), list(every))
-    command = ["tokenize", "--source", "coco", "--root", root, "--codebook", root / "codebook"]
     stopped_at = set()
-    for outcome in run_on_full_disk(command, num_kib):
+    for outcome in run_on_full_disk(tokenize_command(root), num_kib):
         assert_says_so(*outcome.full)
         assert_no_data_set(outcome.full_dir)
-        assert_whole_files(outcome.full_dir, whole.out_dir)
+        assert_whole_files(outcome.full_dir, whole_dir)
         stopped_at.add(next(name for name in written if not (outcome.full_dir / name).exists()))
         assert outcome.later[0] == ExitCode.OK, outcome.later[1]
-        assert content(outcome.later_dir) == content(whole.out_dir)
+        assert content(outcome.later_dir) == content(whole_dir)
     verify_dataset(outcome.later_dir)
     assert stopped_at >= at_least
 
@@ -210,31 +234,16 @@ def test_tokenize_on_a_full_file_system_whichever_file_it_stops_at(
 def test_training_on_a_full_file_system_keeps_its_checkpoint_and_goes_on_later(
     amount: Callable[[int, int], int],
     run_on_full_disk: RunOnFullDisk,
-    recipe_of: Callable[[int, int], Recipe],
-    run_dying: Callable[..., int | None],
+    begun: Begun,
     assert_same_run: Callable[[Path, Path], None],
-    token_shards: Path,
-    tmp_path: Path,
 ) -> None:
-    recipe = recipe_of(4, 2)
-    whole = TrainConfig(shards=(token_shards,), recipe=recipe, out_dir=tmp_path / "whole", device="cpu")
-    train(whole)
-    config = TrainConfig(shards=(token_shards,), recipe=recipe, out_dir=tmp_path / "begun", device="cpu")
-    assert run_dying(config, step=3, num_operations=0) == -9
-    kept = latest_checkpoint(config.out_dir)
-    last = latest_checkpoint(whole.out_dir)
-    assert kept is not None
-    assert last is not None
-    assert kept.name < last.name
-    (tmp_path / "kill.yaml").write_text(json.dumps(recipe.to_json()))
-    command = ["train", "--shards", token_shards, "--recipe", tmp_path / "kill.yaml", "--device", "cpu"]
-    num_pages = sum(num_kib_of(path) for path in last.rglob("*") if path.is_file()) // STEP_KIB
+    last = (begun.whole_dir / "checkpoint-000004").rglob("*")
+    num_pages = sum(num_kib_of(path) for path in last if path.is_file()) // STEP_KIB
     num_points = amount(3, 40)
     num_kib = [(1 + i * (num_pages - 2) // (num_points - 1)) * STEP_KIB for i in range(num_points)]
-    for outcome in run_on_full_disk([*command, "--resume"], num_kib, begun=config.out_dir):
+    for outcome in run_on_full_disk(begun.command, num_kib, begun=begun.run_dir):
         assert_says_so(*outcome.full)
-        found = latest_checkpoint(outcome.full_dir)
-        assert found == outcome.full_dir / kept.name
+        assert latest_checkpoint(outcome.full_dir) == outcome.full_dir / begun.kept
         assert not list(outcome.full_dir.rglob("*.tmp"))
         assert outcome.later[0] == ExitCode.OK, outcome.later[1]
-        assert_same_run(outcome.later_dir, whole.out_dir)
+        assert_same_run(outcome.later_dir, begun.whole_dir)

@@ -96,12 +96,15 @@ def test_a_command_that_is_told_to_end_saves_and_says_how_to_go_on(
     (tmp_path / "long.yaml").write_text(json.dumps(recipe_of(100_000, 100_000).to_json()))
     command = [sys.executable, "-c", "from dmlm.cli import main; main()", "train", "--device", "cpu"]
     command += ["--shards", token_shards, "--recipe", tmp_path / "long.yaml", "--out", tmp_path / "run"]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-    while not metrics.is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.terminate()
-    _, message = process.communicate(timeout=60)
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while not metrics.is_file() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.terminate()
+            _, message = process.communicate(timeout=60)
+        finally:
+            process.kill()  # it would train for hours
     assert process.returncode == ExitCode.INTERRUPTED, message
     checkpoint = latest_checkpoint(tmp_path / "run")
     assert checkpoint is not None

@@ -60,7 +60,7 @@ def run(code: str, *arguments: object) -> str:
 
 
 def run_watched(code: str, *arguments: object) -> tuple[str, list[int]]:
-    """What a program prints last, and the peak memory in bytes of each process that it consisted of."""
+    """What a program prints last, and the peak memory in bytes of each of its processes, its own first."""
     command, peaks = [sys.executable, "-c", code, *map(str, arguments)], {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
@@ -131,6 +131,7 @@ def test_utterance_of_ten_hours_is_quarantined_and_costs_no_memory(
     counts_with_long, peaks = run_watched(TOKENIZE, tmp_path, "long")
     assert (json.loads(counts), json.loads(counts_with_long)) == ([num_short, 0], [num_short, 1])
     assert min(len(baselines), len(peaks)) > 2  # what starts processes, and those that decode
+    assert peaks[0] <= 1.3 * baselines[0]  # the program itself, before those that decode
     assert sum(peaks) <= 1.3 * sum(baselines)
     entry = json.loads((tmp_path / "long-out" / "ledger.jsonl").read_text())
     assert (entry["key"], entry["error"]) == ("ten-hours", "AudioError")

@@ -11,15 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmlm.pipeline.samples import Modality, Sample
-from dmlm.pipeline.shards import (
-    DatasetCard,
-    DatasetTotals,
-    load_dataset_card,
-    write_dataset_card,
-    write_shard,
-)
-from dmlm.pipeline.shards.card import LEDGER_NAME, encode_ledger, fingerprint_sha256
+from dmlm.pipeline.output_folder import publish
+from dmlm.pipeline.samples import Sample
+from dmlm.pipeline.shards import load_dataset_card, write_dataset_card, write_shard
+from dmlm.pipeline.shards.card import fingerprint_sha256
 from dmlm.pipeline.shards.index import build_index, read_index, write_index
 from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.vocabulary import Vocabulary
@@ -55,22 +50,11 @@ def dataset(tmp_path: Path) -> Path:
         Sample(key=f"k{number}", source="s", split="train", speech_tokens=units, text_tokens=words)
         for number in range(3)
     ]
-    record, footer = write_shard(directory, SHARD, samples, VOCABULARY, task_sha256="task", num_in=3)
-    (directory / LEDGER_NAME).write_bytes(encode_ledger([footer]))
+    shard = write_shard(directory, SHARD, samples, VOCABULARY, task_sha256="task", num_in=3)
     mark = {"tokenizer": "bytes"}
-    card = DatasetCard(
-        name="x",
-        shards=(record,),
-        totals=DatasetTotals.of([record], [footer]),
-        fingerprints={Modality.TEXT: mark | {"sha256": fingerprint_sha256(mark)}},
-        text_rule="lower",
-        vocabulary=VOCABULARY,
-        versions={},
-        settings={},
-        licence="CC0",
-        files={LEDGER_NAME: sha256_file(directory / LEDGER_NAME)},
-    )
-    write_dataset_card(directory, card)
+    fingerprints = {"text": mark | {"sha256": fingerprint_sha256(mark)}}
+    recipe = {"fingerprints": fingerprints, "text_rule": "lower", "settings": {}}
+    publish(directory, "x", [shard], recipe, VOCABULARY, "CC0")
     return directory
 
 

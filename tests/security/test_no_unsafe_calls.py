@@ -65,6 +65,7 @@ REMOTE_FOLDER_MAY = ("fsspec", "s3fs", "botocore", "huggingface_hub.errors")
 
 METEOR = REPOSITORY / "trainer" / "scoring" / "meteor.py"
 """The one file that starts another program: Java, by a list of arguments that no data is in."""
+METEOR_MAY = ("subprocess in", "subprocess.Popen", "subprocess.PIPE")
 
 
 def names_in(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -108,7 +109,7 @@ def test_nothing_that_runs_unpickles_or_fetches_is_named(path: Path) -> None:
     if path == REMOTE_FOLDER:
         found = [entry for entry in found if not entry.startswith(REMOTE_FOLDER_MAY)]
     if path == METEOR:
-        found = [entry for entry in found if not entry.startswith("subprocess")]
+        found = [entry for entry in found if not entry.startswith(METEOR_MAY)]
     assert not found
 
 
