@@ -138,7 +138,7 @@ def test_ami_is_counted_by_meetings(caplog: pytest.LogCaptureFixture, tmp_path: 
     (line,) = warnings(caplog, "ami", tmp_path, *whole[:15], utterances("test", 2, recording_id="m3"))
     assert line == "ami test: 15 recordings found, 16 published: less than the whole split"
     (line,) = warnings(caplog, "ami", tmp_path, utterances("train", 2))
-    assert "137 published (of these IS1003b and IS1007d lack Array1-01.wav): less" in line
+    assert "137 published (others found no Array1-01.wav (sdm) of IS1003b and IS1007d): less" in line
 
 
 def test_sample_in_a_layout_is_not_measured_by_the_corpus(
