@@ -55,7 +55,8 @@ types: $(INSTALLED) ## mypy --strict
 unit: $(INSTALLED) ## pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist worksteal
 
-# A part of it: make soak SOAK='tests/crash/test_kill_train.py'. Ray stays installed, so `make test` runs its test from then on.
+# A part of it: make soak SOAK='tests/crash/test_kill_train.py'
+# Ray stays in .venv: from then on `make test` runs its test, too.
 soak: $(INSTALLED) ## the promises of docs/reliability.md, long forms and Ray too; an hour or two
 	$(BIN)/pip install -q -e ".[$(FAISS),ray]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "" -v $(SOAK)
