@@ -51,7 +51,7 @@ def fit_codebook(
     mode: FitMode = FitMode.SAMPLE,
     device: "torch.device | str" = "cpu",
 ) -> Codebook:
-    """Clusters a stream of arrays [F, D]; the same stream and seed give the same codebook.
+    """Clusters a stream of arrays [F, D]; the same stream, seed and number of threads give the same codebook.
 
     Statistics are those of the vectors that were kept, a uniform sample of the stream in both modes.
 

@@ -56,7 +56,8 @@ def find_nearest(vectors_FD: torch.Tensor, centroids_KD: torch.Tensor) -> tuple[
     """Nearest centroids, of equally near ones the lowest id, and their scores |c|² - 2xc; in float32.
 
     |x|² is the same for all centroids, so the score decides. On a CPU each thread searches for vectors of its
-    own: faster than one product of many threads, and the ids do not depend on how many.
+    own: faster than one product of many threads, and nothing depends on how many. Where one part is
+    all, it is one product of all threads, and their number may decide between centroids almost equally near.
     """
     squares_K, own = centroids_KD.square().sum(dim=1), threading.local()
     num_clusters, on_cpu = len(centroids_KD), not vectors_FD.is_cuda
