@@ -106,8 +106,8 @@ def choose_splits(shards: Sequence[ScoredShard], wanted: Sequence[str] | None, r
     Raises:
         ConfigError: A split wanted is not there.
     """
-    indexes = (shard.reader.index.select(["source", "split"]) for shard in shards)
-    pairs = {(row["source"], row["split"]) for index in indexes for row in index.to_pylist()}
+    groups = (shard.reader.index.group_by(["source", "split"]).aggregate([]) for shard in shards)
+    pairs = {(row["source"], row["split"]) for group in groups for row in group.to_pylist()}
     present = sorted({split for _, split in pairs})
     if wanted is not None:
         if missing := [split for split in wanted if split not in present]:
