@@ -23,6 +23,7 @@ def test_all_sides_of_row_d_take_the_same_steps_and_make_its_rows(
         assert result["seconds"] > 0
         assert result["losses"] == pytest.approx(runs["dmlm"][0].losses, abs=2e-4), side
     benchmark._report(runs, benchmark.parse(sizes))
+    benchmark._report_products("D-sgemm", runs["dmlm"], benchmark.parse(sizes))
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[0] == "{"]
     names = [name for row in rows for name in row]
     assert names == ["D-longest", "D-max", "D-flattened", "D-memory", "D-sgemm"]
