@@ -1,10 +1,15 @@
-"""BLEU and chrF by sacrebleu (Post 2018), with the signatures that make them comparable."""
+"""BLEU and chrF by sacrebleu (Post 2018), with the signatures that make them comparable.
+
+Suffixes: N sample, R resample, S statistic.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from dmlm.pipeline.errors import MissingDependencyError
-from dmlm.trainer.scoring.scores import NUM_RESAMPLES, Interval, Scores
+from dmlm.trainer.scoring.scores import Interval, Scores, interval_of, resample_sums
 
 _TOKENIZERS: Final = {"zh": "zh", "ja": "char", "ko": "char"}
 """Where words are not parted by spaces; `13a`, sacrebleu's own choice, for all other languages."""
@@ -37,12 +42,21 @@ def score_translations(
     values: dict[str, float | None] = {}
     intervals, signatures = {}, {}
     for name, scorer in scorers.items():
-        score: Any = scorer.corpus_score(list(hypotheses), streams, n_bootstrap=NUM_RESAMPLES)
-        values[name] = float(score.score)
-        # Symmetric around the mean of the resamples, so it may lead below any score.
-        intervals[name] = Interval(max(0.0, float(score._mean - score._ci)), float(score._mean + score._ci))
+        values[name] = float(scorer.corpus_score(list(hypotheses), streams).score)
+        intervals[name] = _interval(scorer, hypotheses, streams)
         signatures[name] = str(scorer.get_signature())
     return Scores(num_samples=len(hypotheses), values=values, intervals=intervals, signatures=signatures)
+
+
+def _interval(scorer: Any, hypotheses: Sequence[str], streams: Sequence[Sequence[str | None]]) -> Interval:
+    """By the resamples of all our scores.
+
+    sacrebleu's own (2.6, `n_bootstrap`) ends in a TypeError where the chrF of one resample is nought, as an
+    untrained model's may be; and its interval, symmetric around the mean, may lead below any score.
+    """
+    statistics_NS = np.array(scorer._extract_corpus_statistics(list(hypotheses), streams), np.float64)
+    sums_RS = resample_sums(statistics_NS).astype(np.int64).tolist()
+    return interval_of(np.array([scorer._compute_score_from_stats(sums_S).score for sums_S in sums_RS]))
 
 
 def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:

@@ -1,10 +1,13 @@
 import random
 import sys
 
+import numpy as np
 import pytest
 
 from dmlm.pipeline.errors import MissingDependencyError
+from dmlm.pipeline.randomness import generator_for
 from dmlm.trainer.scoring import score_translations
+from dmlm.trainer.scoring.scores import NUM_RESAMPLES
 
 WORDS = ("das", "Haus", "ist", "groß", "grün", "und", "alt", "Bäume", "stehen", "東京", "là", ".", ",")
 
@@ -38,6 +41,30 @@ def test_scores_are_those_of_sacrebleu_with_its_signatures() -> None:
         low, high = scores.intervals[name]
         assert low < scores.values[name] < high
         assert high - low < 10
+
+
+def test_intervals_are_of_corpora_drawn_anew() -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    references, hypotheses = draw_pairs(20)
+    draws_RN = generator_for(0, "bootstrap").integers(0, 20, (NUM_RESAMPLES, 20))
+    resampled_R = [
+        sacrebleu.corpus_chrf(
+            [hypotheses[n] for n in draws_N],
+            [[references[n][0] for n in draws_N], [(*references[n], None)[1] for n in draws_N]],
+        ).score
+        for draws_N in draws_RN
+    ]
+    interval = score_translations(references, hypotheses, "de").intervals["chrf"]
+    assert interval == pytest.approx(tuple(np.quantile(resampled_R, [0.025, 0.975])), abs=1e-9)
+
+
+def test_a_resample_without_a_single_hit_scores_nought() -> None:
+    # Most resamples of these three have the one hit, some have none.
+    scores = score_translations([["a b c d e"]] * 3, ["", "", "a b c d e"], "de")
+    for name in ("bleu", "chrf"):
+        low, high = scores.intervals[name]
+        assert low == 0
+        assert 0 < scores.values[name] < high
 
 
 @pytest.mark.parametrize(
