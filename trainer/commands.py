@@ -95,7 +95,7 @@ def train(
 def demo(out_dir: Path, recipe: str, num_spoken: int, seed: int) -> None:
     """Make sample corpora, tokenize them, train one joint model, and score its four tasks.
 
-    About twelve minutes on two CPU cores. Run it again with the same --out and it goes on where it was.
+    Eight to twelve minutes on two CPU cores. Run it again with the same --out and it goes on where it was.
 
     Example:  dmlm-cli demo --out runs/demo
     """
