@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dmlm.trainer.decoding.constraints import Constraint
+from dmlm.trainer.decoding.products import multiply
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -179,17 +180,16 @@ def _linear(*modules: Any) -> Layer:
 
 
 def _product(weight_OD: Tensor, bias_O: Tensor | None) -> Layer:
-    weight_DO = weight_OD.T
     if bias_O is None:
-        return lambda x_ND: torch.mm(x_ND, weight_DO)
-    return lambda x_ND: torch.addmm(bias_O, x_ND, weight_DO)
+        return lambda x_ND: multiply(x_ND, weight_OD)
+    return lambda x_ND: multiply(x_ND, weight_OD).add_(bias_O)
 
 
 def _adding(module: Any) -> Adding:
-    weight_DO, bias_O = module.weight.T, module.bias
+    weight_OD, bias_O = module.weight, module.bias
     if bias_O is None:
-        return lambda x_NO, h_ND: torch.addmm(x_NO, h_ND, weight_DO)
-    return lambda x_NO, h_ND: torch.addmm(x_NO, h_ND, weight_DO).add_(bias_O)
+        return lambda x_NO, h_ND: multiply(h_ND, weight_OD).add_(x_NO)
+    return lambda x_NO, h_ND: multiply(h_ND, weight_OD).add_(x_NO).add_(bias_O)
 
 
 def _rms_norm(module: Any) -> Layer:
