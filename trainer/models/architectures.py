@@ -83,7 +83,7 @@ def _start_positions(model: "PreTrainedModel") -> None:
     """Starts OPT's learned positions as sinusoids (Vaswani et al. 2017, 3.5) far smaller than the tokens.
 
     They stay trainable. A decoder without positions learns relative ones (Kazemnejad et al. 2023), and a
-    sound is the same wherever it stands: positions as large as tokens slow learning (docs/training.md).
+    sound is the same wherever it stands: positions as large as tokens slow learning (docs/experiments.md).
     """
     table = model.get_submodule(POSITION_TABLE)
     weight_TD = table.weight
