@@ -101,7 +101,7 @@ class RowBuilder:
             lengths_P=lengths_P,
             modality_P=fields.modality,
             num_parts_S=num_parts_S,
-            keys=self._data.keys.take(rows_S).to_pylist(),
+            keys=self._data.keys.take(rows_S),
             tasks=[groups[group].task.name for group in self._mix.group_D[draws_S].tolist()],
         )
 
