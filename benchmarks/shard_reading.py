@@ -140,7 +140,7 @@ def _tokens_of_table(data: TrainingData) -> Tokens:
     for member in ("speech", "text"):
         tokens, counts = data.tokens.read(rows, member)
         arrays.append(np.split(tokens, np.cumsum(counts)[:-1]))
-    return dict(zip(data.keys.to_pylist(), zip(*arrays, strict=True), strict=True))
+    return dict(zip(data.index["key"].to_pylist(), zip(*arrays, strict=True), strict=True))
 
 
 def _tokens_of_batches(sides: _Sides) -> Tokens:

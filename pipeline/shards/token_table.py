@@ -9,6 +9,7 @@ Suffixes: N sample, M member, A array that is read, P page of an array, T token.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from dmlm.pipeline.shards.reading import ShardReader, map_file
 NUM_MEMBERS: Final = len(TOKEN_MEMBERS)
 TOKEN_BYTES: Final = 4
 PAGE_BYTES: Final = 4096
+HEADER: Final = np.dtype(f"V{NPY_HEADER_BYTES}")
 IntArray = npt.NDArray[np.int64]
 
 
@@ -72,6 +74,11 @@ class TokenTable:
         self._starts = np.concatenate([shard.starts_NM.ravel() for shard in shards])
         self._counts = np.concatenate([shard.counts_NM.ravel() for shard in shards])
         self._num_ids = np.array([shard.num_ids_M for shard in shards])
+        is_count = np.bincount(self._counts + 1)[1:] > 0
+        self._headers = np.array([*map(npy_header, np.flatnonzero(is_count).tolist())], HEADER)
+        """Of all numbers of tokens that an array has."""
+        self._header_of_count = is_count.cumsum(dtype=np.int32) - 1
+        """Place of the header of each number of tokens, if any array has it."""
         self._shard_N = np.repeat(np.arange(len(shards), dtype=np.int32), self._num_samples)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,32 +98,33 @@ class TokenTable:
 
         NumPy waits without the GIL, so no other thread has to; the slices of `payloads` would keep it.
         """
-        starts_A = self._starts[places_A] - NPY_HEADER_BYTES
-        num_bytes_A = NPY_HEADER_BYTES + TOKEN_BYTES * self._counts[places_A].clip(0)
-        num_pages_A = 2 + (num_bytes_A - 1) // PAGE_BYTES  # the last byte counts as one
-        number_P = np.arange(num_pages_A.sum()) - (num_pages_A.cumsum() - num_pages_A).repeat(num_pages_A)
-        offsets_P = np.minimum(PAGE_BYTES * number_P, (num_bytes_A - 1).repeat(num_pages_A))
-        places_P = starts_A.repeat(num_pages_A) + offsets_P
-        shard_P = self._shard_N[places_A // NUM_MEMBERS].repeat(num_pages_A)
-        for shard in np.unique(shard_P).tolist():
+        places_A = np.sort(places_A)  # by shard, and there as they lie
+        starts_A, counts_A = self._starts.take(places_A), self._counts.take(places_A)
+        first_A = (starts_A - NPY_HEADER_BYTES) // PAGE_BYTES
+        num_pages_A = (starts_A + TOKEN_BYTES * counts_A.clip(0) - 1) // PAGE_BYTES - first_A + 1
+        ends_A = num_pages_A.cumsum()
+        pages_P = (first_A - ends_A + num_pages_A).repeat(num_pages_A)
+        offsets_P = PAGE_BYTES * (pages_P + np.arange(len(pages_P)))
+        start = 0
+        for shard, part in self._cut_by_shard(places_A):
             yield self._names[shard]
-            np.frombuffer(self._tars[shard], np.uint8).take(places_P[shard_P == shard], mode="clip")
+            stop = ends_A.item(part.stop - 1)
+            np.frombuffer(self._tars[shard], np.uint8).take(offsets_P[start:stop], mode="clip")
+            start = stop
 
     def payloads(self, places_A: IntArray) -> list[memoryview]:
         """The int32 tokens of each array as bytes of the mapped tar: not copied, and cheaper than arrays.
 
-        Their headers are checked; their ids are not, see `check_largest`.
+        Their headers are checked; their ids are not, see `check_ids`.
 
         Raises:
             ShardCorruptError: A sample lacks its array, or the index does not point at one.
         """
-        starts_A, counts_A = self._starts[places_A], self._counts[places_A]
-        starts, counts = starts_A.tolist(), counts_A.tolist()
-        tars = [self._tars[shard] for shard in self._shard_N[places_A // NUM_MEMBERS].tolist()]
-        headers = [tar[start - NPY_HEADER_BYTES : start] for tar, start in zip(tars, starts, strict=True)]
-        if counts_A.min(initial=0) < 0 or b"".join(headers) != b"".join(map(npy_header, counts)):
+        starts_A, counts_A = self._starts.take(places_A), self._counts.take(places_A)
+        starts, tars = starts_A.tolist(), [self._tars[shard] for shard in self._shards_of(places_A).tolist()]
+        if counts_A.min(initial=0) < 0 or not self._has_headers(tars, starts, counts_A):
             self._raise_bad_header(places_A)
-        stops = (starts_A + counts_A * TOKEN_BYTES).tolist()
+        stops = (starts_A + TOKEN_BYTES * counts_A).tolist()
         return [tar[start:stop] for tar, start, stop in zip(tars, starts, stops, strict=True)]
 
     def check_ids(self, places_A: IntArray, tokens_T: TokenArray, starts_A: IntArray) -> None:
@@ -133,7 +141,7 @@ class TokenTable:
         # As uint32 an id below 0 is huge, so the largest tells of both ends of the range.
         ids_T = tokens_T.view(np.uint32)
         largest_A = np.maximum.reduceat(ids_T, borders[borders < len(ids_T)])[::2].copy()
-        shards_A = self._shard_N[places_A // NUM_MEMBERS]
+        shards_A = self._shards_of(places_A)
         num_ids_A = self._num_ids[shards_A, places_A % NUM_MEMBERS]
         if (largest_A >= num_ids_A).any():
             worst = int(np.argmax(largest_A >= num_ids_A))
@@ -154,7 +162,9 @@ class TokenTable:
         places_A = NUM_MEMBERS * samples_N + TOKEN_MEMBERS.index(member)
         tokens_T = np.frombuffer(b"".join(self.payloads(places_A)), "<i4")
         counts_A = self.counts(places_A)
-        self.check_ids(places_A, tokens_T, np.cumsum(counts_A) - counts_A)
+        # Where the largest of all suits every shard, none need be looked at alone.
+        if tokens_T.view(np.uint32).max(initial=0) >= self._num_ids[:, TOKEN_MEMBERS.index(member)].min():
+            self.check_ids(places_A, tokens_T, np.cumsum(counts_A) - counts_A)
         return tokens_T, counts_A
 
     def shard_of(self, sample: int) -> str:
@@ -164,6 +174,26 @@ class TokenTable:
     @cached_property
     def _first_samples(self) -> IntArray:
         return np.cumsum([0, *self._num_samples])
+
+    def _has_headers(
+        self, tars: list[memoryview], starts: list[int], counts_A: npt.NDArray[np.int32]
+    ) -> bool:
+        """Whether each array has the header that the writer gives one of its size."""
+        found = b"".join(
+            [tar[start - NPY_HEADER_BYTES : start] for tar, start in zip(tars, starts, strict=True)]
+        )
+        return found == self._headers.take(self._header_of_count.take(counts_A)).tobytes()
+
+    def _shards_of(self, places_A: IntArray) -> npt.NDArray[np.int32]:
+        return self._shard_N.take(places_A // NUM_MEMBERS)
+
+    def _cut_by_shard(self, places_A: IntArray) -> Iterator[tuple[int, slice]]:
+        """The shards that sorted places lie in, each with its part of the places."""
+        shard_A = self._shards_of(places_A)
+        borders = (np.flatnonzero(shard_A[1:] != shard_A[:-1]) + 1).tolist()
+        for start, stop in pairwise((0, *borders, len(shard_A))):
+            if start < stop:
+                yield shard_A.item(start), slice(start, stop)
 
     def _raise_bad_header(self, places_A: IntArray) -> None:
         for place in places_A.tolist():

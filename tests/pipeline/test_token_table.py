@@ -1,6 +1,7 @@
 """Many token arrays at once: the same tokens and the same refusals as one at a time."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,43 @@ def test_any_other_header_is_refused(old: bytes, new: bytes, tmp_path: Path) -> 
     with pytest.raises(ShardCorruptError, match="row 1: text: not an npy array"):
         table.read(np.array([1]), "text")
     assert table.read(np.array([0]), "speech")[0].tolist() == [1]
+
+
+def test_a_bad_header_among_many_shards_is_named(tmp_path: Path) -> None:
+    shards = [[sample(f"k{shard}{row}", text=(shard, row)) for row in range(3)] for shard in range(3)]
+    open_table(tmp_path, *shards)
+    offset = open_shard(tmp_path, "x-000001").index["text_offset"][2].as_py()
+    with (tmp_path / "x-000001.tar").open("r+b") as tar:
+        tar.seek(offset + 127)  # its last byte
+        tar.write(b" ")
+    readers = [open_shard(tmp_path, f"x-{number:06d}") for number in range(3)]
+    table = TokenTable([ShardTokens.of(reader, 3) for reader in readers])
+    with pytest.raises(ShardCorruptError, match=r"x-000001.tar: row 2: text: not an npy array"):
+        table.read(np.array([8, 0, 5, 3]), "text")
+    assert table.read(np.array([8, 0, 4, 3]), "text")[0].tolist() == [2, 2, 0, 0, 1, 1, 1, 0]
+
+
+def test_each_shard_has_its_own_range_of_ids(tmp_path: Path) -> None:
+    small, large = VOCABULARY, replace(VOCABULARY, num_speech=100)
+    shards = []
+    for name, vocabulary in (("a", small), ("b", large)):
+        samples = [sample("k", speech=(15,)), sample("l", speech=(len(vocabulary.speech) - 1,))]
+        write_shard(tmp_path, name, samples, vocabulary, task_sha256="t", num_in=2)
+        shards.append(ShardTokens.of(open_shard(tmp_path, name), 2))
+    table = TokenTable(shards)
+    assert table.read(np.array([3, 0, 1]), "speech")[0].tolist() == [99, 15, 15]
+    with (tmp_path / "a.tar").open("r+b") as tar:
+        tar.seek(open_shard(tmp_path, "a").index["speech_offset"][1].as_py() + 128)
+        tar.write(np.int32(16).tobytes())
+    with pytest.raises(ShardCorruptError, match=r"a.tar: row 1: speech: .*\[0, 16\), found 16;"):
+        table.read(np.array([3, 0, 1]), "speech")
+
+
+def test_a_table_without_any_array_has_none(tmp_path: Path) -> None:
+    table = open_table(tmp_path, [sample("a")])
+    assert table.read(np.array([], np.int64), "text")[0].tolist() == []
+    with pytest.raises(ShardCorruptError, match="row 0: text: has no text"):
+        table.read(np.array([0]), "text")
 
 
 def test_a_member_that_a_sample_lacks_is_an_error(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality
@@ -47,6 +50,23 @@ class ShardFile:
     sha256: str
 
 
+class Keys:
+    """Keys of all samples end to end: a string of its own for each would take several times the memory."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._text = "".join("".join(chunk.to_pylist()) for chunk in column.chunks)
+        self._borders = np.cumsum(np.append(0, pc.utf8_length(column).to_numpy()), dtype=np.int64)
+
+    def __getitem__(self, row: int) -> str:
+        return self.take(np.array([row]))[0]
+
+    def take(self, rows_S: npt.NDArray[np.int64]) -> list[str]:
+        """Keys of some samples."""
+        starts_S, stops_S = self._borders.take(rows_S), self._borders.take(rows_S + 1)
+        places = zip(starts_S.tolist(), stops_S.tolist(), strict=True)
+        return [self._text[start:stop] for start, stop in places]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingData:
     """Samples of all data sets, numbered through."""
@@ -63,9 +83,9 @@ class TrainingData:
     codebook_dirs: Mapping[Modality, Path]
 
     @cached_property
-    def keys(self) -> pa.LargeStringArray:
-        """Of all samples, in one piece however many they are."""
-        return pa.chunked_array(self.index["key"]).cast(pa.large_string()).combine_chunks()
+    def keys(self) -> Keys:
+        """Of all samples."""
+        return Keys(self.index["key"])
 
 
 def open_training_data(directories: Sequence[Path], limit: int | None = None) -> TrainingData:

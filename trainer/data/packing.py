@@ -6,10 +6,9 @@ each of them (`attention.py`), so nothing can leak and no token is padding.
 Suffixes: R row, S sequence, P part of a sequence, U run of targets, T token, N token that carries loss.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -47,35 +46,37 @@ class Packer(Generic[Item]):
         # Bit s of sums[i]: the oldest item and some of the next i add up to s. Integers have as many bits as
         # they need, so one shift adds an item to every sum at once.
         pool, full = self.pool, 1 << self._capacity
-        within = 2 * full - 1
         sums: list[int] = []
-        reachable = 1
-        for _, length in chain(pool[: self._pool_size], self._fetch(self._pool_size - len(pool))):
+        reachable = 0
+        for place in range(self._pool_size):
+            if place == len(pool):
+                pool.append(self._fetch())
+            length = pool[place][1]
             # Only the oldest item is in every sum.
-            reachable = reachable | (reachable << length & within) if sums else 1 << length
+            reachable = reachable | reachable << length if place else 1 << length
+            if reachable >= full:
+                reachable &= 2 * full - 1
             sums.append(reachable)
             if reachable >= full:
                 break
         return self._take(sums)
 
-    def _fetch(self, num_items: int) -> Iterator[tuple[Item, int]]:
-        for _ in range(num_items):
-            drawn = self._draw()
-            if drawn[1] > self._capacity:
-                raise ValueError(f"length {drawn[1]} is over the capacity of {self._capacity}")
-            self.pool.append(drawn)
-            yield drawn
+    def _fetch(self) -> tuple[Item, int]:
+        drawn = self._draw()
+        if drawn[1] > self._capacity:
+            raise ValueError(f"length {drawn[1]} is over the capacity of {self._capacity}")
+        return drawn
 
     def _take(self, sums: list[int]) -> list[Item]:
         """Takes the items of the largest sum out of the pool, of equal choices the earliest."""
-        wanted = sums[-1].bit_length() - 1
+        pool, wanted = self.pool, sums[-1].bit_length() - 1
         row = []
         for place in range(len(sums) - 1, 0, -1):
             if not sums[place - 1] >> wanted & 1:
-                item, length = self.pool.pop(place)
+                item, length = pool.pop(place)
                 wanted -= length
                 row.append(item)
-        return [self.pool.pop(0)[0], *reversed(row)]
+        return [pool.pop(0)[0], *reversed(row)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -245,7 +246,7 @@ def pack_rows(parts: Parts, num_sequences: Sequence[int]) -> list[PackedBatch]:
     lengths_S = np.add.reduceat(lengths_P, ends_S - parts.num_parts_S)
     last_R = ends_S[ends_R - 1] - 1
     rows_T = np.concatenate([[0], ends_P[last_R]])
-    number_S = np.concatenate([np.arange(n) for n in num_sequences])
+    number_S = count_up(np.asarray(num_sequences))
     start_S = rows_T[:-1].repeat(num_sequences)
     fields = (
         ends_P - lengths_P - start_S.repeat(parts.num_parts_S),
@@ -253,7 +254,7 @@ def pack_rows(parts: Parts, num_sequences: Sequence[int]) -> list[PackedBatch]:
         parts.modality_P,
         number_S.repeat(parts.num_parts_S),
     )
-    runs = np.array([field[loss_P] for field in fields], np.int32)
+    runs = np.stack([field.compress(loss_P) for field in fields]).astype(np.int32)
 
     tokens_T = [part.data for part in (parts.tokens_T, parts.inputs_T) if part is not None]
     small_S, lengths = lengths_S.astype(np.int32).data, lengths_S.tolist()
@@ -278,3 +279,9 @@ def pack_rows(parts: Parts, num_sequences: Sequence[int]) -> list[PackedBatch]:
         )
         s, t, r, n = s_end, t_end, r_end, n_end
     return batches
+
+
+def count_up(lengths_S: IntArray) -> IntArray:
+    """0, 1, … below each length, one behind the other."""
+    ends_S = lengths_S.cumsum()
+    return np.arange(lengths_S.sum()) - (ends_S - lengths_S).repeat(lengths_S)

@@ -8,7 +8,7 @@ F field.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import SequenceConfig
 from dmlm.trainer.data.dataset import TrainingData
 from dmlm.trainer.data.mix import Mix
-from dmlm.trainer.data.packing import IntArray, PackedBatch, Parts, pack_rows
+from dmlm.trainer.data.packing import IntArray, PackedBatch, Parts, count_up, pack_rows
 from dmlm.trainer.data.tasks import Part, Template
 
 
@@ -42,10 +42,9 @@ class _Fields(NamedTuple):
     is_source_units: npt.NDArray[np.bool_]
     is_target_text: npt.NDArray[np.bool_]
 
-    def take(self, numbers: Sequence[int]) -> "_Fields":
+    def take(self, numbers_P: IntArray) -> "_Fields":
         """Fields of these parts."""
-        numbers_P = np.array(numbers)
-        return _Fields(*(column[numbers_P] for column in self))
+        return _Fields._make(column.take(numbers_P) for column in self)
 
 
 class RowBuilder:
@@ -57,14 +56,18 @@ class RowBuilder:
         """Name of the shard that is, or was last, read."""
         self._is_noisy = config.unit_noise > 0 or config.text_noise > 0
         templates = [template for group in mix.groups for template in group.templates]
-        num_templates = [len(group.templates) for group in mix.groups]
-        self._template_D = mix.template_D + (np.cumsum(num_templates) - num_templates)[mix.group_D]
-        parts = [part for template in templates for part in template.parts]
-        self._fixed = [b"" if part.tokens is None else part.tokens.astype("<i4").tobytes() for part in parts]
+        num_templates = np.array([len(group.templates) for group in mix.groups])
+        self._template_D = mix.template_D + (num_templates.cumsum() - num_templates)[mix.group_D]
+        fixed = [
+            b"" if part.tokens is None else part.tokens.astype("<i4").tobytes()
+            for template in templates
+            for part in template.parts
+        ]
+        self._fixed = np.array(fixed, object)
         self._fields = _tabulate(templates, data.vocabulary)
-        numbers = iter(range(len(parts)))
-        self._numbers = [list(islice(numbers, len(template.parts))) for template in templates]
-        """Of the parts of each template."""
+        self._num_parts = np.array([len(template.parts) for template in templates])
+        """Of each template; they are numbered through."""
+        self._task_names = np.array([group.task.name for group in mix.groups], object)
 
     def build_rows(self, rows: Mapping[int, Sequence[int]]) -> list[PackedBatch]:
         """Packed rows of draws; what is random about a row follows from its number in the run.
@@ -84,36 +87,33 @@ class RowBuilder:
             ShardCorruptError: A sample's tokens are damaged, or are not as many as its index says.
         """
         draws_S = np.array(draws)
-        rows_S = self._mix.rows_D[draws_S]
-        numbers = [self._numbers[template] for template in self._template_D[draws_S].tolist()]
-        num_parts_S = np.array(list(map(len, numbers)))
-        numbers_P = list(chain.from_iterable(numbers))
+        rows_S, template_S = self._mix.rows_D.take(draws_S), self._template_D.take(draws_S)
+        num_parts_S = self._num_parts.take(template_S)
+        first_S = self._num_parts.cumsum().take(template_S) - num_parts_S
+        numbers_P = first_S.repeat(num_parts_S) + count_up(num_parts_S)
         fields = self._fields.take(numbers_P)
         tokens_T, lengths_P = self._read(rows_S.repeat(num_parts_S), numbers_P, fields)
         if self._config.collapse_runs:
             tokens_T, lengths_P = _collapse_runs(tokens_T, lengths_P, fields.is_speech)
         self._check_lengths(draws_S, np.add.reduceat(lengths_P, num_parts_S.cumsum() - num_parts_S))
         tokens_T += fields.shift.repeat(lengths_P)
-        groups = self._mix.groups
         return Parts(
             tokens_T=tokens_T,
             inputs_T=self._inputs(tokens_T, lengths_P, fields, number),
             lengths_P=lengths_P,
             modality_P=fields.modality,
             num_parts_S=num_parts_S,
-            keys=self._data.keys.take(rows_S).to_pylist(),
-            tasks=[groups[group].task.name for group in self._mix.group_D[draws_S].tolist()],
+            keys=self._data.keys.take(rows_S),
+            tasks=self._task_names.take(self._mix.group_D.take(draws_S)).tolist(),
         )
 
-    def _read(
-        self, rows_P: IntArray, numbers_P: Sequence[int], fields: _Fields
-    ) -> tuple[TokenArray, IntArray]:
+    def _read(self, rows_P: IntArray, numbers_P: IntArray, fields: _Fields) -> tuple[TokenArray, IntArray]:
         """Tokens as they lie in the shards, with the fixed ones around them, and the length of each part."""
         table, is_read_P = self._data.tokens, fields.is_read
         places_A = (NUM_MEMBERS * rows_P + fields.member)[is_read_P]
         for self.reading in table.fetch(places_A):
             pass
-        pieces: list[bytes | memoryview] = [self._fixed[number] for number in numbers_P]
+        pieces: list[bytes | memoryview] = self._fixed.take(numbers_P).tolist()
         for part, payload in zip(is_read_P.nonzero()[0].tolist(), table.payloads(places_A), strict=True):
             pieces[part] = payload
         tokens_T = np.frombuffer(bytearray().join(pieces), "<i4")

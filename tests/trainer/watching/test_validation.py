@@ -219,7 +219,7 @@ def test_a_split_that_no_entry_of_the_mix_draws_from_is_held_out(token_shards: P
     data = open_training_data([token_shards])
     mix = (MixEntry(task="asr", split="test", weight=1), MixEntry(task="t2s", split="test", weight=1))
     sets = build_validation_set(data, replace(RECIPE, mix=mix, splits=("*",)))
-    held_out = dict(zip(data.keys.to_pylist(), data.index["split"].to_pylist(), strict=True))
+    held_out = dict(zip(data.index["key"].to_pylist(), data.index["split"].to_pylist(), strict=True))
     keys = {question.key for tasks in sets for question in tasks.questions}
     assert {held_out[key] for key in keys} == {"train"}
 
