@@ -34,7 +34,7 @@ from dmlm.trainer.distributed import ALONE, Ranks, whole_model
 from dmlm.trainer.interruption import stop_signal
 from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
-from dmlm.trainer.settings import RunSettings, check_same_run, read_settings
+from dmlm.trainer.settings import RunSettings, check_init_tokens, check_same_run, read_settings
 from dmlm.trainer.step import TrainStep
 from dmlm.trainer.watching.metrics import Record
 from dmlm.trainer.watching.plan import count_operations, make_plan
@@ -200,8 +200,11 @@ class _Run:
     def _build_model(self) -> "PreTrainedModel":
         if self._checkpoint is not None:
             return load_model(self._checkpoint)
+        config = self._recipe.model
+        if config.init is not None:
+            check_init_tokens(config.init, self._settings.fingerprints)
         return build_model(
-            self._recipe.model,
+            config,
             self._settings.vocabulary,
             text_dir=self._codebook_dirs[Modality.TEXT],
             max_length=self._recipe.sequence.max_length,

@@ -8,7 +8,8 @@ from typing import Any, Final, Self
 
 from dmlm.pipeline.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.shards.card import CODEBOOK_NAME
+from dmlm.pipeline.tokenizers import Fingerprint, first_difference
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import Recipe, recipe_from_json
 from dmlm.trainer.data.dataset import DatasetIdentity
@@ -87,6 +88,25 @@ def check_same_run(path: Path, saved: RunSettings, current: RunSettings) -> None
             f"{path}: cannot go on: {name} is {theirs.get(name)!r} there and {ours.get(name)!r} now{more}; "
             "resume with what the run began with, or begin another with --init and another --out"
         )
+
+
+def check_init_tokens(init: str, fingerprints: Mapping[Modality, Fingerprint]) -> None:
+    """Checks that a model to start from, if it is a checkpoint of dmlm, knows the tokens of the shards.
+
+    Raises:
+        FingerprintMismatchError: It was trained on those of another codebook.
+        CheckpointError: Its `dmlm.json` is damaged.
+    """
+    if not (Path(init) / SETTINGS_NAME).is_file():
+        return
+    known = read_settings(Path(init))[1].fingerprints
+    for modality in (modality for modality in fingerprints if modality in known):
+        ours, theirs = fingerprints[modality], known[modality]
+        if name := first_difference(ours, theirs):
+            raise FingerprintMismatchError(
+                f"--init {init}: knows other {modality} tokens: {name} is {theirs.get(name)} there and "
+                f"{ours.get(name)} in the shards; tokenize with its codebook, {Path(init) / CODEBOOK_NAME}"
+            )
 
 
 def _flatten(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.shards import DatasetCard, ShardReader, load_dataset_card, open_shard
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.storage import sha256_json
+from dmlm.pipeline.tokenizers import first_difference
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.config import Recipe, matches
 from dmlm.trainer.data.tasks import TASKS
@@ -214,8 +215,7 @@ def _check_fingerprints(checkpoint: Checkpoint, directory: Path, card: DatasetCa
         ours, theirs = checkpoint.settings.fingerprints.get(modality), card.fingerprints.get(modality)
         if ours is None:
             raise ConfigError(f"{checkpoint.path}: was trained without {modality}")
-        if theirs is not None and dict(ours) != dict(theirs):
-            name = next(n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n))
+        if theirs is not None and (name := first_difference(ours, theirs)):
             raise FingerprintMismatchError(
                 f"{modality} tokens differ: {name} is {ours.get(name)} in {checkpoint.path} and "
                 f"{theirs.get(name)} in {directory}; tokenize with the codebook of the training data"
