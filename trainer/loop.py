@@ -34,8 +34,15 @@ from dmlm.trainer.distributed import ALONE, Ranks, whole_model
 from dmlm.trainer.interruption import stop_signal
 from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
-from dmlm.trainer.settings import RunSettings, check_init_tokens, check_same_run, read_settings
+from dmlm.trainer.settings import (
+    RunSettings,
+    all_trained,
+    check_init_tokens,
+    check_same_run,
+    read_settings,
+)
 from dmlm.trainer.step import TrainStep
+from dmlm.trainer.trained_tasks import TrainedTask, trained_tasks
 from dmlm.trainer.watching.metrics import Record
 from dmlm.trainer.watching.plan import count_operations, make_plan
 from dmlm.trainer.watching.run_log import NoLog, RunLog, read_history
@@ -118,6 +125,7 @@ class _Run:
         self._checkpoint = self._find_checkpoint(config.resume)
         self._stream = TokenStream(data, recipe, config.seed, rank=ranks.rank, world_size=ranks.world_size)
         self._model = self._build_model().to(device)
+        self._settings = replace(self._settings, trained=self._find_trained())
         ranks.wait_for_all()
         self._step = TrainStep(self._model, recipe, config.seed, ranks)
         self._num_done = 0
@@ -196,6 +204,10 @@ class _Run:
             )
         check_same_run(newest, read_settings(newest)[1], self._settings)
         return newest
+
+    def _find_trained(self) -> tuple[TrainedTask, ...]:
+        resumed = None if self._checkpoint is None else read_settings(self._checkpoint)[1]
+        return all_trained(trained_tasks(self._stream.groups), self._recipe.model.init, resumed)
 
     def _build_model(self) -> "PreTrainedModel":
         if self._checkpoint is not None:

@@ -13,13 +13,14 @@ from dmlm.pipeline.tokenizers import Fingerprint, first_difference
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import Recipe, recipe_from_json
 from dmlm.trainer.data.dataset import DatasetIdentity
+from dmlm.trainer.trained_tasks import TrainedTask
 
 FORMAT_VERSION: Final = 1
 SETTINGS_NAME: Final = "dmlm.json"
 _FREE_TO_CHANGE: Final = (
     *("recipe.name", "recipe.save_every_steps", "recipe.log_every_steps", "recipe.parallel"),
     *("recipe.precision", "recipe.attention", "recipe.torch_compile", "recipe.gradient_checkpointing"),
-    "recipe.validation",
+    *("recipe.validation", "trained"),
 )
 _FREE_PREFIXES: Final = tuple(f"{name}." for name in _FREE_TO_CHANGE)
 
@@ -35,6 +36,8 @@ class RunSettings:
     fingerprints: Mapping[Modality, Fingerprint]
     """Of the tokenizers."""
     vocabulary: Vocabulary
+    trained: tuple[TrainedTask, ...] = ()
+    """In this run, and before it where it began with a checkpoint; empty where an older one does not tell."""
 
     def to_json(self) -> dict[str, Any]:
         """Content of `dmlm.json`."""
@@ -45,6 +48,7 @@ class RunSettings:
             "datasets": [asdict(dataset) for dataset in self.datasets],
             "fingerprints": {modality: dict(mark) for modality, mark in self.fingerprints.items()},
             "vocabulary": self.vocabulary.to_json(),
+            "trained": [asdict(entry) for entry in self.trained],
         }
 
     @classmethod
@@ -57,6 +61,7 @@ class RunSettings:
             datasets=tuple(DatasetIdentity(**dataset) for dataset in content["datasets"]),
             fingerprints={Modality(name): mark for name, mark in content["fingerprints"].items()},
             vocabulary=Vocabulary.from_json(content["vocabulary"]),
+            trained=tuple(TrainedTask(**entry) for entry in content.get("trained", ())),
         )
 
 
@@ -88,6 +93,24 @@ def check_same_run(path: Path, saved: RunSettings, current: RunSettings) -> None
             f"{path}: cannot go on: {name} is {theirs.get(name)!r} there and {ours.get(name)!r} now{more}; "
             "resume with what the run began with, or begin another with --init and another --out"
         )
+
+
+def all_trained(
+    own: tuple[TrainedTask, ...], init: str | None, resumed: RunSettings | None
+) -> tuple[TrainedTask, ...]:
+    """What a model has been trained on after a run; empty where a part of it is not known.
+
+    Args:
+        own: Tasks of the run.
+        init: What it begins with.
+        resumed: Settings of the checkpoint that it goes on from.
+    """
+    if resumed is not None:
+        return resumed.trained or (own if init is None else ())
+    if init is None or not (Path(init) / SETTINGS_NAME).is_file():
+        return own
+    before = read_settings(Path(init))[1].trained
+    return tuple(dict.fromkeys([*before, *own])) if before else ()
 
 
 def check_init_tokens(init: str, fingerprints: Mapping[Modality, Fingerprint]) -> None:
