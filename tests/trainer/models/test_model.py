@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
 )
 
+from dmlm.pipeline.errors import FingerprintMismatchError
 from dmlm.pipeline.tokenizers.text import train_bpe
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import LossConfig, ModelConfig
@@ -148,6 +150,17 @@ def test_from_scratch_follows_the_architecture_the_vocabulary_and_the_seed(
     assert models[0].config.max_position_embeddings == 64
     # No row is taken for padding, whose gradient torch would drop.
     assert models[0].get_input_embeddings().padding_idx is None
+
+
+def test_a_text_tokenizer_that_has_one_of_our_tokens_is_refused_before_the_first_step(
+    text_dir: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(text_dir)
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(tmp_path)
+    vocabulary = replace(VOCABULARY, num_text=259)
+    with pytest.raises(FingerprintMismatchError, match="has <image> already"):
+        build_model(TINY, vocabulary, text_dir=tmp_path, max_length=64, seed=0)
 
 
 def test_new_positions_begin_like_their_neighbours_and_smaller_than_the_tokens(
