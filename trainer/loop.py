@@ -35,6 +35,7 @@ from dmlm.trainer.interruption import stop_signal
 from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
 from dmlm.trainer.settings import (
+    RUN_SETTINGS_NAME,
     RunSettings,
     all_trained,
     check_init_tokens,
@@ -189,7 +190,7 @@ class _Run:
         if not self._ranks.is_first:
             return NoLog()
         settings = self._settings.to_json()
-        write_json(self._out_dir / "config.json", settings)
+        write_json(self._out_dir / RUN_SETTINGS_NAME, settings)
         operations = count_operations(self._model, self._stream.groups, self._ranks.world_size)
         trackers = open_trackers(self._trackers, self._out_dir, self._num_done, settings)
         return RunLog(self._out_dir, self._plan, operations, trackers, self._num_done, self._metrics)

@@ -60,7 +60,12 @@ if TYPE_CHECKING:
     help="Of t2s: the Whisper that hears, name or path; tiny.en hears English only.",
 )
 @decoding_options
-@click.option("--out", "out_path", type=click.Path(path_type=Path), help="[default: CHECKPOINT/TASK.json]")
+@click.option(
+    "--out",
+    "out_path",
+    type=click.Path(path_type=Path),
+    help="[default: RUN/evaluations/CHECKPOINT.TASK.json; CHECKPOINT.TASK.json beside one that is in no run]",
+)
 @limit_option("samples")
 @device_option()
 def evaluate(
@@ -89,10 +94,11 @@ def evaluate(
     """
     from dmlm.trainer.checkpoint import resolve_checkpoint
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
+    from dmlm.trainer.scoring.evaluation_report import default_out_path
 
     checkpoint = resolve_checkpoint(checkpoint)
     if out_path is None:
-        announce_default("--out", out_path := checkpoint / f"{task}.json")
+        announce_default("--out", out_path := default_out_path(checkpoint, task))
     config = EvaluateConfig(
         checkpoint=checkpoint,
         shards=shard_dirs,

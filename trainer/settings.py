@@ -17,6 +17,8 @@ from dmlm.trainer.trained_tasks import TrainedTask
 
 FORMAT_VERSION: Final = 1
 SETTINGS_NAME: Final = "dmlm.json"
+RUN_SETTINGS_NAME: Final = "config.json"
+"""The same in the folder of a run, beside its checkpoints."""
 _FREE_TO_CHANGE: Final = (
     *("recipe.name", "recipe.save_every_steps", "recipe.log_every_steps", "recipe.parallel"),
     *("recipe.precision", "recipe.attention", "recipe.torch_compile", "recipe.gradient_checkpointing"),

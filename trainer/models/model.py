@@ -127,8 +127,8 @@ def _extend_tokenizer(text_dir: Path, vocabulary: Vocabulary) -> Any:
     if tokenizer.convert_tokens_to_ids(names) != list(range(vocabulary.num_text, vocabulary.num_used)):
         taken = next((name for name in names if name in known), names[0])
         raise FingerprintMismatchError(
-            f"{text_dir}: this text tokenizer has {taken} already, which is a token of dmlm; build a codebook "
-            "with another --text-tokenizer"
+            f"{text_dir}: this text tokenizer has {taken} already, which is a token of dmlm; "
+            "build a codebook with another --text-tokenizer"
         )
     return tokenizer
 

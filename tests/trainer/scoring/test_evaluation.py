@@ -17,6 +17,7 @@ from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import text_of_units
 from dmlm.trainer.scoring import score_asr
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, EvaluationReport, evaluate
+from dmlm.trainer.scoring.evaluation_report import default_out_path
 from dmlm.trainer.settings import read_settings
 
 
@@ -195,6 +196,22 @@ def test_corpora_are_not_fetched_for_a_task_that_hears_no_recordings(
     data = ["--checkpoint", str(spoken_run.run), "--shards", str(spoken_run.shards), "--limit", "1"]
     assert run(["evaluate", *data, "--device", "cpu", "--out", str(config.out_path)]) == 0
     assert config.out_path.exists()
+
+
+def test_scores_lie_where_training_removes_nothing(spoken_run, tmp_path: Path, capsys) -> None:
+    whole = resolve_checkpoint(spoken_run.run)
+    (tmp_path / "best").symlink_to(whole)
+    assert (
+        default_out_path(tmp_path / "best", "i2t")
+        == spoken_run.run / "evaluations" / f"{whole.name}.i2t.json"
+    )
+    alone = tmp_path / "model"
+    shutil.copytree(whole, alone)
+    data = ["--checkpoint", str(alone), "--shards", str(spoken_run.shards), "--limit", "1"]
+    assert run(["evaluate", *data, "--device", "cpu"]) == 0
+    assert f"--out not given: using {tmp_path}/model.asr.json" in capsys.readouterr().err
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"best", "model", "model.asr.json", "model.asr.json.samples.jsonl"}
 
 
 def test_beams_are_written_into_the_settings(config: EvaluateConfig) -> None:
