@@ -11,8 +11,9 @@ from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards.card import CODEBOOK_NAME
 from dmlm.pipeline.tokenizers import Fingerprint, first_difference
 from dmlm.pipeline.vocabulary import Vocabulary
-from dmlm.trainer.config import Recipe, recipe_from_json
+from dmlm.trainer.config import Recipe
 from dmlm.trainer.data.dataset import DatasetIdentity
+from dmlm.trainer.strict_config import build_strictly
 from dmlm.trainer.trained_tasks import TrainedTask
 
 FORMAT_VERSION: Final = 1
@@ -57,7 +58,8 @@ class RunSettings:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Reads `dmlm.json`; KeyError or TypeError when a field is missing or of a wrong type."""
         return cls(
-            recipe=recipe_from_json(content["recipe"], where=f"{SETTINGS_NAME}: recipe"),
+            # Whatever it was trained with was allowed then.
+            recipe=build_strictly(Recipe, content["recipe"], where=f"{SETTINGS_NAME}: recipe"),
             seed=content["seed"],
             limit=content["limit"],
             datasets=tuple(DatasetIdentity(**dataset) for dataset in content["datasets"]),
