@@ -131,14 +131,15 @@ def evaluate(
     type=click.Path(path_type=Path),
     multiple=True,
     required=True,
-    help="Text file, one sample a line; repeated where samples have several.",
+    help="Text file of lines key<TAB>text, several of a key where it has several references; or of texts "
+    "alone, then repeated where samples have several.",
 )
 @click.option(
     "--hypotheses",
     "hypothesis_path",
     type=click.Path(path_type=Path),
     required=True,
-    help="Text file of what is scored, a line for each line of the references.",
+    help="Text file of what is scored: a line for each key, or for each line of the references.",
 )
 @click.option("--language", default="en", show_default=True, help="Language of the texts.")
 @click.option("--text-rule", default="plain", show_default=True, help="What both sides go through, for asr.")
@@ -153,7 +154,9 @@ def score(
     text_rule: str,
     out_path: Path | None,
 ) -> None:
-    """Score hypotheses in a text file against references in others, line by line.
+    """Score hypotheses in a text file against references in others, by key, or line by line without keys.
+
+    Example:  dmlm-cli score --task asr --references test.tsv --hypotheses output.tsv
 
     Example:  dmlm-cli score --task s2tt --references test.de --hypotheses output.de --language de
     """
