@@ -230,11 +230,12 @@ def _read_text(path: Path) -> str:
 
 
 def _override(content: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
+    part: Any = content
     for depth, key in enumerate(keys[:-1]):
-        content = content.setdefault(key, {})
-        if not isinstance(content, dict):
+        part = part.setdefault(key, {})
+        if not isinstance(part, dict):
             section = ".".join(keys[: depth + 1])
             raise ConfigError(
-                f"{where}: {section} must hold keys and values for {'.'.join(keys)}, not {content!r}"
+                f"{where}: {section} must hold keys and values for {'.'.join(keys)}, not {part!r}"
             )
-    content[keys[-1]] = value
+    part[keys[-1]] = value

@@ -85,7 +85,8 @@ def evaluate(
 ) -> None:
     """Decode held-out samples and score them; writes FILE and FILE.samples.jsonl.
 
-    Without --split, every split that was not trained on is scored. Of t2s, FILE.speech/*.wav is what it says.
+    Without --split, test splits that were not trained on are scored, or else the others that were not. Of
+    t2s, FILE.speech/*.wav is what it says.
 
     Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech --task asr --out asr.json
 
