@@ -5,7 +5,7 @@ summed over ranks, never averaged.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -60,6 +60,13 @@ class Ranks:
         if self.joined:
             dist.all_reduce(tensor)
         return tensor
+
+    def tell_all(self, values: Sequence[int]) -> list[int]:
+        """What the first rank gives, on every rank; all give equally many values."""
+        told = torch.tensor(values)
+        if self.meeting is not None:
+            dist.broadcast(told, src=0, group=self.meeting)
+        return [int(value) for value in told]
 
     def wait_for_all(self) -> None:
         """Returns when every rank is here; called wherever one may come much later than another."""

@@ -20,7 +20,6 @@ from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.trainer.checkpoint import (
     TrainerState,
     checkpoint_path,
-    latest_checkpoint,
     load_trainer_state,
     mark_best,
     save_checkpoint,
@@ -34,6 +33,7 @@ from dmlm.trainer.distributed import ALONE, Ranks, whole_model
 from dmlm.trainer.interruption import stop_signal
 from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
+from dmlm.trainer.resuming import choose_checkpoint
 from dmlm.trainer.settings import (
     RUN_SETTINGS_NAME,
     RunSettings,
@@ -196,7 +196,7 @@ class _Run:
         return RunLog(self._out_dir, self._plan, operations, trackers, self._num_done, self._metrics)
 
     def _find_checkpoint(self, resume: bool) -> Path | None:
-        newest = latest_checkpoint(self._out_dir)
+        newest = choose_checkpoint(self._out_dir, self._ranks)
         if newest is None:
             return None
         if not resume:
