@@ -3,7 +3,7 @@
 YAML -> Recipe -> TrainConfig -> `loop.train`. A recipe fixes every number of a run but its data and its seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -199,6 +199,26 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     for key, value in (overrides or {}).items():
         _override(content, key.split("."), value, f"recipe {name_or_path}")
     return recipe_from_json({"name": name, **content}, where=f"recipe {name_or_path}")
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Values by dotted key from texts such as `loss.speech=0.5`; a value is YAML.
+
+    Raises:
+        ConfigError: A text is no key and value, a value is no YAML, or a key comes twice.
+    """
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set {text}: must be KEY=VALUE, such as loss.speech=0.5")
+        if key in overrides:
+            raise ConfigError(f"--set {text}: {key} was set before; leave out one of them")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text}: the value is not YAML: {error}") from error
+    return overrides
 
 
 def recipe_from_json(content: Mapping[str, Any], where: str = "recipe") -> Recipe:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.trainer.config import Recipe, load_recipe, recipe_from_json
+from dmlm.trainer.config import Recipe, load_recipe, parse_overrides, recipe_from_json
 
 MINIMAL = {"name": "x", "num_steps": 3, "mix": [{"task": "asr", "weight": 1}]}
 
@@ -80,6 +80,32 @@ def test_overrides_replace_values_by_dotted_key() -> None:
     recipe = load_recipe("demo", {"num_steps": 5, "optimizer.learning_rate": 0.5, "model.init": "somewhere"})
     assert (recipe.num_steps, recipe.optimizer.learning_rate, recipe.model.init) == (5, 0.5, "somewhere")
     assert recipe.optimizer.weight_decay == load_recipe("demo").optimizer.weight_decay
+
+
+def test_overrides_of_the_command_are_yaml() -> None:
+    texts = ("num_steps=5", "optimizer.learning_rate=0.5", "mix=[{task: t2s, weight: 2}]", "model.init=")
+    recipe = load_recipe("demo", parse_overrides(texts))
+    assert (recipe.num_steps, recipe.optimizer.learning_rate, recipe.model.init) == (5, 0.5, None)
+    assert [entry.task for entry in recipe.mix] == ["t2s"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["num_steps"], "--set num_steps: must be KEY=VALUE"),
+        (["=3"], "--set =3: must be KEY=VALUE"),
+        (["a=1", "a=2"], "--set a=2: a was set before"),
+        (["mix=["], r"--set mix=\[: the value is not YAML"),
+        (["num_step=3"], "recipe demo: unknown key 'num_step'; did you mean 'num_steps'"),
+        (["loss.speach=3"], "recipe demo: loss: unknown key 'speach'; did you mean 'speech'"),
+        (["num_steps.x=3"], "recipe demo: num_steps must hold keys and values for num_steps.x"),
+        (["num_steps=many"], "recipe demo: num_steps must be int, not 'many'"),
+        (["num_steps=0"], "recipe demo: num_steps must be at least 1, not 0"),
+    ],
+)
+def test_overrides_are_strict(texts: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("demo", parse_overrides(texts))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from dmlm.cli import run
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, NotFiniteError
 from dmlm.pipeline.shards import iter_samples
 from dmlm.trainer import step
@@ -155,6 +156,19 @@ def test_the_resolved_config_is_written_beside_the_checkpoints(config: TrainConf
     assert content["seed"] == 4
     assert content["recipe"]["optimizer"]["betas"] == [0.9, 0.98]
     assert str(config.shards[0]) not in json.dumps(content)
+
+
+def test_what_the_command_sets_is_in_the_config_of_the_run(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps(RECIPE.to_json()))
+    command = ["train", "--shards", str(config.shards[0]), "--recipe", str(tmp_path / "tiny.yaml")]
+    command += ["--out", str(config.out_dir), "--device", "cpu"]
+    assert run([*command, "--set", "num_steps=1", "--set", "loss.speech=0.5"]) == 0
+    recipe = json.loads((config.out_dir / "config.json").read_text())["recipe"]
+    assert (recipe["num_steps"], recipe["loss"]["speech"]) == (1, 0.5)
+    assert run([*command, "--set", "num_steps=1", "--resume"]) == 2
+    assert "recipe.loss.speech is 0.5 there and 0.25 now" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten_without_resume(config: TrainConfig) -> None:
