@@ -62,7 +62,8 @@ def caption(
     for start in range(0, len(files), FILES_AT_ONCE):
         errors: dict[int, ImageError] = {}
         part = files[start : start + FILES_AT_ONCE]
-        texts = iter(_describe(checkpoint, list(tokenizer.encode(_load(part, errors))), language, decoding))
+        codes = list(tokenizer.encode(_load(part, errors)))
+        texts = iter(_describe(checkpoint, codes, language, decoding, first_number=start))
         for number, path in enumerate(part):
             if number in errors:
                 yield Caption(path=path, error=errors[number])
@@ -81,10 +82,15 @@ def _load(files: Sequence[Path], errors: dict[int, ImageError]) -> Iterator[Pixe
 
 
 def _describe(
-    checkpoint: Checkpoint, codes: Sequence[TokenArray], language: str | None, decoding: DecodingConfig
+    checkpoint: Checkpoint,
+    codes: Sequence[TokenArray],
+    language: str | None,
+    decoding: DecodingConfig,
+    *,
+    first_number: int,
 ) -> list[GeneratedText]:
     samples = [
         Sample(key=str(index), source="", split="", language=language, image_tokens=tokens)
         for index, tokens in enumerate(codes)
     ]
-    return generate_texts(checkpoint, "i2t", samples, decoding)
+    return generate_texts(checkpoint, "i2t", samples, decoding, first_number)

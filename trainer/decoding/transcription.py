@@ -90,11 +90,13 @@ def transcribe(
     language = choose_language(checkpoint.settings.trained, task, language, checkpoint.path)
     num_positions = checkpoint.model.config.max_position_embeddings
     window_seconds = min(MAX_WINDOW_SECONDS, SHARE_FOR_UNITS * num_positions / UNITS_PER_SECOND)
+    num_windows = 0
     for start in range(0, len(files), FILES_AT_ONCE):
         recordings = [
             _read_recording(tokenizer, path, window_seconds) for path in files[start : start + FILES_AT_ONCE]
         ]
-        yield from _write_out(checkpoint, recordings, language, task, decoding)
+        yield from _write_out(checkpoint, recordings, language, task, decoding, num_windows)
+        num_windows += sum(len(recording.units) for recording in recordings)
 
 
 def text_of_units(
@@ -103,8 +105,12 @@ def text_of_units(
     languages: Sequence[str | None],
     task: SpeechTask = "asr",
     decoding: DecodingConfig = GREEDY,
+    first_number: int = 0,
 ) -> list[GeneratedText]:
-    """Text of each array of speech units, in order, or its translation; `languages` are of the texts."""
+    """Text of each array of speech units, in order, or its translation; `languages` are of the texts.
+
+    The others are as of `generate`.
+    """
     samples = [
         Sample(
             key=str(index),
@@ -116,7 +122,7 @@ def text_of_units(
         )
         for index, (tokens, language) in enumerate(zip(units, languages, strict=True))
     ]
-    return generate_texts(checkpoint, task, samples, decoding)
+    return generate_texts(checkpoint, task, samples, decoding, first_number)
 
 
 def cut_recording(path: Path, window_seconds: float, sampling_rate_hz: int) -> Iterator[Waveform]:
@@ -148,9 +154,10 @@ def _write_out(
     language: str | None,
     task: SpeechTask,
     decoding: DecodingConfig,
+    first_number: int,
 ) -> Iterator[Transcript]:
     units = [window for recording in recordings for window in recording.units]
-    texts = iter(text_of_units(checkpoint, units, [language] * len(units), task, decoding))
+    texts = iter(text_of_units(checkpoint, units, [language] * len(units), task, decoding, first_number))
     for recording in recordings:
         if recording.error is not None:
             yield Transcript(path=recording.path, error=recording.error)

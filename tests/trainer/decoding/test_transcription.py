@@ -10,6 +10,7 @@ from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import AudioError, ConfigError
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
 from dmlm.trainer.config import TrainConfig
+from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import cut_recording, transcribe
 from dmlm.trainer.loop import train
 
@@ -28,6 +29,20 @@ def test_files_of_every_format_give_the_words_spoken(spoken_run, tmp_path: Path)
     assert transcripts[2].error is None
     assert transcripts[2].text
     assert transcripts[0].duration_seconds == pytest.approx(len(samples) / rate_hz)
+
+
+def test_how_many_files_go_together_does_not_change_what_is_drawn(
+    spoken_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's random numbers depend on its place among all files: none draws those of an earlier one."""
+    files = [spoken_run.audio_path("train-tiny", 1)] * 3
+    sampling = DecodingConfig(temperature=3.0, seed=1)
+    drawn = []
+    for files_at_once in (16, 1, 2):
+        monkeypatch.setattr("dmlm.trainer.decoding.transcription.FILES_AT_ONCE", files_at_once)
+        drawn.append([t.text for t in transcribe(spoken_run.run, files, "cpu", decoding=sampling)])
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len(set(drawn[0])) == 3
 
 
 def test_bad_file_is_reported_and_the_next_one_transcribed(spoken_run, tmp_path: Path) -> None:
