@@ -24,7 +24,7 @@ from dmlm.trainer.checkpoint import (
     mark_best,
     save_checkpoint,
 )
-from dmlm.trainer.config import Recipe, TrainConfig
+from dmlm.trainer.config import TrainConfig
 from dmlm.trainer.data.dataset import open_training_data
 from dmlm.trainer.data.prefetch import Prefetcher
 from dmlm.trainer.data.shard_hashing import ShardHasher
@@ -33,13 +33,12 @@ from dmlm.trainer.distributed import ALONE, Ranks, whole_model
 from dmlm.trainer.interruption import stop_signal
 from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
-from dmlm.trainer.resuming import choose_checkpoint
+from dmlm.trainer.resuming import choose_checkpoint, resumed_settings, shareable_init, with_init
 from dmlm.trainer.settings import (
     RUN_SETTINGS_NAME,
     RunSettings,
     all_trained,
     check_init_tokens,
-    check_same_run,
     read_settings,
 )
 from dmlm.trainer.step import TrainStep
@@ -109,13 +108,13 @@ class _Run:
     """Model, optimizer and stream of a run, at the step where it begins or goes on."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
-        recipe = _with_init(config.recipe, config.init or config.recipe.model.init)
+        recipe = with_init(config.recipe, config.init or config.recipe.model.init)
         device = open_device(ranks.device_name(config.device))
         data = open_training_data(config.shards, config.limit)
         self._recipe, self._seed, self._out_dir, self._ranks = recipe, config.seed, config.out_dir, ranks
         self._codebook_dirs, self._shard_files = data.codebook_dirs, data.files
         self._settings = RunSettings(
-            recipe=_with_init(recipe, _shareable_name(recipe.model.init)),
+            recipe=with_init(recipe, shareable_init(recipe.model.init)),
             seed=config.seed,
             limit=config.limit,
             datasets=data.identities,
@@ -203,7 +202,7 @@ class _Run:
             raise ConfigError(
                 f"{self._out_dir} holds a run already: add --resume to go on, or choose another --out"
             )
-        check_same_run(newest, read_settings(newest)[1], self._settings)
+        self._settings = resumed_settings(newest, self._settings, self._recipe.model.init)
         return newest
 
     def _find_trained(self) -> tuple[TrainedTask, ...]:
@@ -274,12 +273,3 @@ def _await_hashes(hasher: ShardHasher, is_asked_to_stop: Callable[[], bool]) -> 
     while not hasher.wait(HASH_WAIT_SECONDS):
         if is_asked_to_stop():
             raise KeyboardInterrupt("all steps are saved, but not every shard is hashed; go on with --resume")
-
-
-def _with_init(recipe: Recipe, init: str | None) -> Recipe:
-    return replace(recipe, model=replace(recipe.model, init=init))
-
-
-def _shareable_name(init: str | None) -> str | None:
-    """What a checkpoint tells of its beginning: a hub's name, or a file's without this machine's path."""
-    return Path(init).resolve().name if init is not None and Path(init).exists() else init

@@ -110,7 +110,7 @@ def all_trained(
         resumed: Settings of the checkpoint that it goes on from.
     """
     if resumed is not None:
-        return resumed.trained or (own if init is None else ())
+        return resumed.trained or (own if resumed.recipe.model.init is None else ())
     if init is None or not (Path(init) / SETTINGS_NAME).is_file():
         return own
     before = read_settings(Path(init))[1].trained

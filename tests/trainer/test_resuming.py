@@ -1,12 +1,13 @@
 """Which checkpoint a run goes on from, on one rank and on others."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.trainer.config import TrainConfig, recipe_from_json
 from dmlm.trainer.distributed import ALONE, Ranks
 from dmlm.trainer.loop import train
@@ -76,6 +77,22 @@ def test_a_rank_with_a_folder_of_its_own_says_so(config: TrainConfig, tmp_path: 
     train(other)
     with pytest.raises(ConfigError, match=message):
         choose_checkpoint(other.out_dir, Second(told=told))
+
+
+def test_what_a_run_began_with_may_be_gone_when_it_goes_on(config: TrainConfig, tmp_path: Path) -> None:
+    first = train(config)
+    model = tmp_path / "model"
+    shutil.copytree(first.checkpoint, model)
+    begun = replace(config, out_dir=tmp_path / "second", init=str(model))
+    last = train(begun).checkpoint
+    shutil.rmtree(model)
+    expected = (last / "dmlm.json").read_bytes()
+    for init in (str(model), None):
+        shutil.rmtree(last)
+        assert train(replace(begun, init=init, resume=True)).checkpoint == last
+        assert (last / "dmlm.json").read_bytes() == expected
+    with pytest.raises(FingerprintMismatchError, match=r"init is 'model' there and 'other/llm' now"):
+        train(replace(begun, init="other/llm", resume=True))
 
 
 def test_where_the_first_rank_has_nothing_all_begin(config: TrainConfig, tmp_path: Path) -> None:
