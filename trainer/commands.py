@@ -84,7 +84,7 @@ def train(
         device=device,
         trackers=trackers,
     )
-    with join_ranks(os.environ) as ranks:
+    with join_ranks(os.environ, device) as ranks:
         report = train(config, ranks)
     if ranks.is_first:
         click.echo(report.table())
