@@ -143,6 +143,8 @@ class Recipe:
     gradient_checkpointing: bool = False
     """Layers are computed again in the backward pass: less memory, more time, equal gradients."""
     save_every_steps: int = 500
+    keep_checkpoints: int = 2
+    """How many of the newest stay, besides the best one; more than one, as the last may be damaged."""
     log_every_steps: int = 10
 
     def trains_on(self, source: str, split: str) -> bool:

@@ -36,6 +36,7 @@ _RANGES: Final[Sequence[tuple[Sequence[str], Callable[[float], bool], str]]] = (
         lambda value: 0 <= value < 1,
         "in [0, 1)",
     ),
+    (("keep_checkpoints",), lambda value: value >= 2, "at least 2, as the last one may be damaged"),
     (("optimizer.final_share",), lambda value: 0 <= value <= 1, "in [0, 1]"),
     (("sequence.max_length",), lambda value: value >= 8, "at least 8"),
 )

@@ -23,7 +23,7 @@ RUN_SETTINGS_NAME: Final = "config.json"
 _FREE_TO_CHANGE: Final = (
     *("recipe.name", "recipe.save_every_steps", "recipe.log_every_steps", "recipe.parallel"),
     *("recipe.precision", "recipe.attention", "recipe.torch_compile", "recipe.gradient_checkpointing"),
-    *("recipe.validation", "trained"),
+    *("recipe.validation", "recipe.keep_checkpoints", "trained"),
 )
 _FREE_PREFIXES: Final = tuple(f"{name}." for name in _FREE_TO_CHANGE)
 
@@ -65,7 +65,10 @@ class RunSettings:
             datasets=tuple(DatasetIdentity(**dataset) for dataset in content["datasets"]),
             fingerprints={Modality(name): mark for name, mark in content["fingerprints"].items()},
             vocabulary=Vocabulary.from_json(content["vocabulary"]),
-            trained=tuple(TrainedTask(**entry) for entry in content.get("trained", ())),
+            trained=tuple(
+                build_strictly(TrainedTask, entry, where=f"{SETTINGS_NAME}: trained")
+                for entry in content.get("trained", ())
+            ),
         )
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.trainer.config import TaskName
 from dmlm.trainer.data.mix import Group
 
 NO_LANGUAGE: Final = "none"
@@ -17,7 +18,7 @@ DEFAULT_LANGUAGE: Final = "en"
 class TrainedTask:
     """A task in one language."""
 
-    task: str
+    task: TaskName
     language: str | None
     """Whose token stood in the prompts; None: the samples had no language, and so no token of it."""
 
@@ -28,7 +29,9 @@ class TrainedTask:
 def trained_tasks(groups: Iterable[Group]) -> tuple[TrainedTask, ...]:
     """Tasks and languages of the samples of a mix; a group without samples has none."""
     pairs = ((group.task.name, template.language) for group in groups for template in group.templates)
-    return tuple(TrainedTask(task=task, language=language) for task, language in dict.fromkeys(pairs))
+    return tuple(
+        TrainedTask(task=cast(TaskName, task), language=language) for task, language in dict.fromkeys(pairs)
+    )
 
 
 def choose_language(trained: Sequence[TrainedTask], task: str, wanted: str | None, where: Path) -> str | None:

@@ -140,6 +140,7 @@ def test_overrides_are_strict(texts: list[str], message: str) -> None:
         ({"validation": {"every": 3}}, "validation: unknown key 'every'; did you mean 'every_steps'"),
         ({"validation": {"every_steps": -1}}, "validation.every_steps must be 0 or more, not -1"),
         ({"validation": {"num_sequences": 0}}, "num_sequences must be at least 1"),
+        ({"keep_checkpoints": 1}, "keep_checkpoints must be at least 2"),
         ({"loss": None}, "must hold keys and values"),
         ({"model": {"num_heads": 0}}, "model.num_heads must be at least 1"),
         ({"model": {"dropout": 1.0}}, "dropout"),
