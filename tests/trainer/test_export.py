@@ -37,7 +37,7 @@ from dmlm.trainer.config import (
     TrainConfig,
 )
 from dmlm.trainer.data.tasks import TASKS, build_prompt
-from dmlm.trainer.decoding import decode_greedy
+from dmlm.trainer.decoding import DecodingConfig, constraint_of, decode
 from dmlm.trainer.decoding.modality_mask import ModalityMask, closing_id
 from dmlm.trainer.export import export_checkpoint
 from dmlm.trainer.loop import train
@@ -132,15 +132,14 @@ def test_stock_generation_gives_the_tokens_of_our_decoding(
     vocabulary = checkpoint.vocabulary
     prompts = [prompt_of(checkpoint, task, number) for number in range(4)]
     closing = closing_id(vocabulary, task)
-    ours = dict(
-        decode_greedy(
-            checkpoint.model.double(),
-            prompts,
-            allowed=vocabulary.range_of(MODALITY_OF[TASKS[task].target]),
-            eos_id=vocabulary.eos_id if closing is None else closing,
-            max_new_tokens=[NUM_NEW] * len(prompts),
-        )
+    outputs = decode(
+        checkpoint.model.double(),
+        prompts,
+        constraint_of(task, vocabulary),
+        DecodingConfig(),
+        max_new_tokens=[NUM_NEW] * len(prompts),
     )
+    ours = {output.index: output.tokens for output in outputs}
     ends = [vocabulary.eos_id] if closing is None else [closing, vocabulary.eos_id]
     for number, prompt in enumerate(prompts):
         expected = [*ours[number].tolist(), *ends][:NUM_NEW]

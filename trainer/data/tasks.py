@@ -140,25 +140,6 @@ def make_template(
     )
 
 
-def build_sequence(
-    task: Task, sample: Sample, vocabulary: Vocabulary, config: SequenceConfig
-) -> TaskSequence:
-    """Sequence of one sample.
-
-    Raises:
-        ConfigError: The language has no token.
-        CorruptInputError: An id is out of its modality's range.
-    """
-    template = _template_of(task, sample, vocabulary, config)
-    pieces = [_fill(part, sample, vocabulary, config) for part in template.parts]
-    lengths = [len(piece) for piece in pieces]
-    return TaskSequence(
-        tokens_T=np.concatenate(pieces),
-        modality_T=np.repeat(np.array([part.code for part in template.parts], np.int8), lengths),
-        num_prompt=sum(lengths[: len(template.prompt)]),
-    )
-
-
 def build_prompt(task: Task, sample: Sample, vocabulary: Vocabulary, config: SequenceConfig) -> TokenArray:
     """The sequence up to the first token of the target: what decoding starts from.
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from dmlm.pipeline.samples import TokenArray
-from dmlm.pipeline.vocabulary import TokenRange
 from dmlm.trainer.decoding.beam import BeamSearch
 from dmlm.trainer.decoding.config import DecodingConfig
 from dmlm.trainer.decoding.constraints import Constraint
@@ -81,21 +80,6 @@ def decode(
             chosen, waiting = waiting[:num_free], waiting[num_free:]
             engine.read([prompts[index] for index in chosen], [search.begin(i, limits[i]) for i in chosen])
         yield from engine.advance()
-
-
-def decode_greedy(
-    model: "PreTrainedModel",
-    prompts: Sequence[TokenArray],
-    *,
-    allowed: TokenRange,
-    eos_id: int,
-    max_new_tokens: Sequence[int],
-    batch_size: int = 32,
-) -> Iterator[tuple[int, TokenArray]]:
-    """Index and most probable tokens of every prompt; see `decode`."""
-    constraint, config = Constraint(allowed=allowed, end_id=eos_id), DecodingConfig(batch_size=batch_size)
-    for decoded in decode(model, prompts, constraint, config, max_new_tokens=max_new_tokens):
-        yield decoded.index, decoded.tokens
 
 
 class _Engine:

@@ -21,7 +21,7 @@ from dmlm.trainer.data.tasks import TaskSequence
 from dmlm.trainer.loss import count_loss_tokens, token_weights
 from dmlm.trainer.models.attention import use_kernel
 from dmlm.trainer.models.model import build_model
-from dmlm.trainer.models.packed_forward import PackedModel, packed_logits
+from dmlm.trainer.models.packed_forward import PackedModel, packed_hidden
 
 VOCABULARY = Vocabulary(num_text=258, num_speech=20, num_image=16, bos_id=0, eos_id=0)
 TINY = ModelConfig(num_layers=2, width=32, num_heads=2, dropout=0.0)
@@ -47,6 +47,11 @@ def random_sequences(num_sequences: int = 6, seed: int = 0) -> list[TaskSequence
         codes = np.array([-1, *rng.integers(-1, 3, length - 1)], np.int8)
         sequences.append(TaskSequence(tokens_T=tokens, modality_T=codes, num_prompt=1))
     return sequences
+
+
+def packed_logits(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+    """Of the tokens that carry loss."""
+    return model.get_output_embeddings()(packed_hidden(model, batch))
 
 
 def loss_of(model: PreTrainedModel, batches: list[PackedBatch]) -> torch.Tensor:

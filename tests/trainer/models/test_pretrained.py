@@ -36,7 +36,7 @@ from dmlm.trainer.data.packing import pack_sequences
 from dmlm.trainer.data.tasks import TaskSequence
 from dmlm.trainer.models.attention import use_kernel
 from dmlm.trainer.models.model import build_model, load_model, save_model
-from dmlm.trainer.models.packed_forward import packed_logits
+from dmlm.trainer.models.packed_forward import packed_hidden
 
 VOCABULARY = Vocabulary(num_text=258, num_speech=20, num_image=16, bos_id=0, eos_id=0)
 NUM_ROWS = 264
@@ -135,7 +135,7 @@ def test_packed_rows_give_the_logits_of_stock_transformers(
     use_kernel(model, "sequences")
     sequences = random_sequences(max_length)
     with torch.no_grad():
-        packed = packed_logits(model, pack_sequences(sequences))
+        packed = model.get_output_embeddings()(packed_hidden(model, pack_sequences(sequences)))
         alone = [stock(torch.tensor(s.tokens_T[None].astype(np.int64))).logits[0, :-1] for s in sequences]
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-9, atol=1e-9)
 
