@@ -107,7 +107,7 @@ def _measure_all(
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(num_ranks), LOCAL_RANK=str(rank))
-    with join_ranks(os.environ) as ranks:
+    with join_ranks(os.environ, "cpu") as ranks:
         for layout in _layouts(num_ranks, accumulation):
             loss, gradient = _run(layout, ranks)
             expected_loss, expected_gradient = references[layout.model, layout.normalise]

@@ -17,6 +17,9 @@ def open_device(name: str) -> torch.device:
     if name.startswith("cuda") and not has_gpu:
         raise ConfigError(f"device {name}: no GPU that torch can use; try --device cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= (num_gpus := torch.cuda.device_count()):
+        raise ConfigError(f"device {name}: torch sees {num_gpus} GPUs here, cuda:0 to cuda:{num_gpus - 1}")
+    return device

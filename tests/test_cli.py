@@ -45,7 +45,7 @@ OPTIONS = {
     },
     "train": {
         *("--shards", "--recipe", "--init", "--out", "--resume", "--seed", "--limit", "--device"),
-        "--tracker",
+        *("--tracker", "--set"),
     },
     "train-vocoder": {"--shards", "--root", "--out", "--split", "--steps", "--seed", "--device"},
     "evaluate": {

@@ -15,7 +15,8 @@ SOURCES = [
     *sorted(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py")),
 ]
 OUTER_HALF = (
-    *("commands", "generation_commands", "export_commands", "demo", "demo_pictures", "demo_results"),
+    *("commands", "generation_commands", "scoring_commands", "export_commands"),
+    *("demo", "demo_pictures", "demo_results"),
     *("export", "model_card", "pretrained", "gguf"),
 )
 """Modules of the trainer that are about files and people, not about training."""

@@ -34,7 +34,6 @@ from dmlm.trainer.settings import FORMAT_VERSION, SETTINGS_NAME, RunSettings, re
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NUM_KEPT: Final = 2
 BEST_NAME: Final = "best"
 """A link to the checkpoint with the lowest validation loss, which is kept as well."""
 DONE_NAME: Final = "DONE"
@@ -87,7 +86,7 @@ def save_checkpoint(
     codebook_dirs: Mapping[Modality, Path],
     is_best: bool = False,
 ) -> Path:
-    """Publishes a checkpoint and removes all but it, the one before it and the best.
+    """Publishes a checkpoint and removes all but the newest, as many as the recipe keeps, and the best.
 
     Later ones go, too: they are damaged, and the run fell back behind them. One that `best` links to stays.
 
@@ -114,7 +113,7 @@ def save_checkpoint(
         raise StorageError(
             f"{path}: cannot be written: {error}; free space and go on with --resume"
         ) from error
-    _remove_others(run_dir, state.step)
+    _remove_others(run_dir, state.step, settings.recipe.keep_checkpoints)
     return path
 
 
@@ -285,9 +284,9 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_others(run_dir: Path, step: int) -> None:
+def _remove_others(run_dir: Path, step: int, num_kept: int) -> None:
     finished = [path for path in _finished_checkpoints(run_dir) if _step_of(path) <= step]
-    kept = {path.name for path in finished[:NUM_KEPT]}
+    kept = {path.name for path in finished[:num_kept]}
     best = run_dir / BEST_NAME
     if best.is_symlink():
         kept.add(best.readlink().name)

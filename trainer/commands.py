@@ -23,6 +23,13 @@ from dmlm.pipeline.remote.options import dataset_folder
     help="Data set of `tokenize`, folder or address; may be repeated.",
 )
 @click.option("--recipe", default="demo", show_default=True, help="Name of a recipe, or a YAML file.")
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Puts a value in the place of the recipe's, such as loss.speech=0.5; may be repeated.",
+)
 @click.option("--init", help="Model to start from: Hugging Face name or folder, GGUF file, or checkpoint.")
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
@@ -39,6 +46,7 @@ from dmlm.pipeline.remote.options import dataset_folder
 def train(
     shard_dirs: tuple[Path, ...],
     recipe: str,
+    overrides: tuple[str, ...],
     init: str | None,
     out_dir: Path | None,
     resume: bool,
@@ -54,13 +62,15 @@ def train(
 
     Example:  dmlm-cli train --shards shards/librispeech --shards shards/coco --out runs/first
 
+    Example:  dmlm-cli train --shards shards/librispeech --set loss.speech=0.5 --set num_steps=200
+
     On four devices:  torchrun --nproc-per-node 4 --no-python dmlm-cli train --shards shards/librispeech
     """
-    from dmlm.trainer.config import TrainConfig, load_recipe
+    from dmlm.trainer.config import TrainConfig, load_recipe, parse_overrides
     from dmlm.trainer.distributed import join_ranks
     from dmlm.trainer.loop import train
 
-    settings = load_recipe(recipe)
+    settings = load_recipe(recipe, parse_overrides(overrides))
     if out_dir is None:
         announce_default("--out", out_dir := Path("runs") / settings.name)
     config = TrainConfig(
@@ -74,7 +84,7 @@ def train(
         device=device,
         trackers=trackers,
     )
-    with join_ranks(os.environ) as ranks:
+    with join_ranks(os.environ, device) as ranks:
         report = train(config, ranks)
     if ranks.is_first:
         click.echo(report.table())

@@ -3,7 +3,7 @@
 YAML -> Recipe -> TrainConfig -> `loop.train`. A recipe fixes every number of a run but its data and its seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.trainer.recipe_rules import check_recipe
 from dmlm.trainer.strict_config import build_strictly
 
 TaskName = Literal["asr", "s2tt", "t2s", "i2t", "speech", "text", "image"]
@@ -142,6 +143,8 @@ class Recipe:
     gradient_checkpointing: bool = False
     """Layers are computed again in the backward pass: less memory, more time, equal gradients."""
     save_every_steps: int = 500
+    keep_checkpoints: int = 2
+    """How many of the newest stay, besides the best one; more than one, as the last may be damaged."""
     log_every_steps: int = 10
 
     def trains_on(self, source: str, split: str) -> bool:
@@ -196,14 +199,34 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     if not isinstance(content, dict):
         raise ConfigError(f"recipe {name_or_path}: must hold keys and values")
     for key, value in (overrides or {}).items():
-        _override(content, key.split("."), value)
+        _override(content, key.split("."), value, f"recipe {name_or_path}")
     return recipe_from_json({"name": name, **content}, where=f"recipe {name_or_path}")
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Values by dotted key from texts such as `loss.speech=0.5`; a value is YAML.
+
+    Raises:
+        ConfigError: A text is no key and value, a value is no YAML, or a key comes twice.
+    """
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set {text}: must be KEY=VALUE, such as loss.speech=0.5")
+        if key in overrides:
+            raise ConfigError(f"--set {text}: {key} was set before; leave out one of them")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text}: the value is not YAML: {error}") from error
+    return overrides
 
 
 def recipe_from_json(content: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Builds a recipe from a plain mapping; ConfigError names `where` and the key at fault."""
     recipe = build_strictly(Recipe, content, where)
-    _check_ranges(recipe, where)
+    check_recipe(recipe, where)
     return recipe
 
 
@@ -212,7 +235,7 @@ def _read_recipe(name_or_path: str) -> tuple[str, str]:
     if name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
         if path.is_file():
-            return path.stem, path.read_text(encoding="utf-8")
+            return path.stem, _read_text(path)
     elif (packaged := folder / f"{name_or_path}.yaml").is_file():
         return name_or_path, packaged.read_text(encoding="utf-8")
     names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
@@ -221,43 +244,20 @@ def _read_recipe(name_or_path: str) -> tuple[str, str]:
     )
 
 
-def _override(content: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        content = content.setdefault(key, {})
-    content[keys[-1]] = value
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def _check_ranges(recipe: Recipe, where: str) -> None:
-    model, sequence, batch, optimizer = recipe.model, recipe.sequence, recipe.batch, recipe.optimizer
-    steps = (recipe.num_steps, recipe.save_every_steps, recipe.log_every_steps)
-    sizes = (model.num_layers, model.width, model.num_heads, batch.num_micro_batches, batch.pool_size)
-    weights = (recipe.loss.text, recipe.loss.speech, recipe.loss.image)
-    shares = (model.dropout, sequence.unit_noise, sequence.text_noise, *optimizer.betas)
-    entries = [(entry.task, entry.source, entry.split) for entry in recipe.mix]
-    validation = recipe.validation
-    rules = (
-        (min(steps) >= 1, "num_steps, save_every_steps and log_every_steps must be at least 1"),
-        (min(sizes) >= 1, "sizes of model and batch must be at least 1"),
-        (bool(entries), "mix needs at least one entry"),
-        (all(entry.weight > 0 for entry in recipe.mix), "mix: every weight must be above 0"),
-        (len(entries) == len(set(entries)), "mix names a task, source and split twice"),
-        (min(weights) >= 0, "weights of the loss must not be negative"),
-        (len(optimizer.betas) == 2, "optimizer.betas must be two numbers"),
-        (
-            all(0 <= share < 1 for share in shares),
-            "dropout, unit_noise, text_noise and betas must be in [0, 1)",
-        ),
-        (optimizer.learning_rate > 0, "optimizer.learning_rate must be above 0"),
-        (optimizer.max_gradient_norm > 0, "optimizer.max_gradient_norm must be above 0"),
-        (
-            8 <= sequence.max_length <= batch.max_tokens,
-            "sequence.max_length must be in [8, batch.max_tokens]",
-        ),
-        (validation.num_sequences >= 1, "validation.num_sequences must be at least 1"),
-        (min(validation.every_steps, validation.num_decoded) >= 0, "validation: counts must not be negative"),
-    )
-    for holds, rule in rules:
-        if not holds:
-            raise ConfigError(f"{where}: {rule}")
-    if model.width % model.num_heads:
-        raise ConfigError(f"{where}: model.width must be a multiple of model.num_heads")
+def _override(content: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
+    part: Any = content
+    for depth, key in enumerate(keys[:-1]):
+        part = part.setdefault(key, {})
+        if not isinstance(part, dict):
+            section = ".".join(keys[: depth + 1])
+            raise ConfigError(
+                f"{where}: {section} must hold keys and values for {'.'.join(keys)}, not {part!r}"
+            )
+    part[keys[-1]] = value

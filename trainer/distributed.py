@@ -5,7 +5,7 @@ summed over ranks, never averaged.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import RankError
 from dmlm.trainer.models.layers import layers_of
 from dmlm.trainer.models.packed_forward import PackedModel
@@ -52,14 +53,20 @@ class Ranks:
 
     def device_name(self, name: str) -> str:
         """`name` with the number of this rank's GPU where it stands for any GPU."""
-        wants_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-        return f"cuda:{self.local_rank}" if self.joined and wants_gpu else name
+        return _with_own_gpu(name, self.local_rank) if self.joined else name
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum of the ranks' tensors, on every rank."""
         if self.joined:
             dist.all_reduce(tensor)
         return tensor
+
+    def tell_all(self, values: Sequence[int]) -> list[int]:
+        """What the first rank gives, on every rank; all give equally many values."""
+        told = torch.tensor(values)
+        if self.meeting is not None:
+            dist.broadcast(told, src=0, group=self.meeting)
+        return [int(value) for value in told]
 
     def wait_for_all(self) -> None:
         """Returns when every rank is here; called wherever one may come much later than another."""
@@ -71,18 +78,22 @@ ALONE: Final = Ranks()
 
 
 @contextmanager
-def join_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
+def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
     """Joins the processes that `torchrun` started with this environment; alone there is nothing to join.
 
+    Args:
+        environment: Of this process.
+        device: Where it will train, as `--device` names it.
+
     Raises:
+        ConfigError: There is no such device here, or no GPU for each rank.
         RankError: Another rank died or does not answer.
     """
     if "RANK" not in environment:
         yield ALONE
         return
     rank, world_size, local_rank = (int(environment[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
+    take_gpu(device, local_rank)
     dist.init_process_group(timeout=PATIENCE)
     try:
         with _lost_ranks_named(rank):
@@ -93,6 +104,18 @@ def join_ranks(environment: Mapping[str, str]) -> Iterator[Ranks]:
             yield Ranks(rank=rank, world_size=world_size, local_rank=local_rank, meeting=meeting)
     finally:
         dist.destroy_process_group()
+
+
+def take_gpu(name: str, local_rank: int) -> None:
+    """Makes this rank's GPU the one of its process, unless it trains without; ConfigError: there is none."""
+    device = open_device(_with_own_gpu(name, local_rank))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def _with_own_gpu(name: str, local_rank: int) -> str:
+    wants_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return f"cuda:{local_rank}" if wants_gpu else name
 
 
 @contextmanager

@@ -20,12 +20,11 @@ from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.trainer.checkpoint import (
     TrainerState,
     checkpoint_path,
-    latest_checkpoint,
     load_trainer_state,
     mark_best,
     save_checkpoint,
 )
-from dmlm.trainer.config import Recipe, TrainConfig
+from dmlm.trainer.config import TrainConfig
 from dmlm.trainer.data.dataset import open_training_data
 from dmlm.trainer.data.prefetch import Prefetcher
 from dmlm.trainer.data.shard_hashing import ShardHasher
@@ -34,8 +33,16 @@ from dmlm.trainer.distributed import ALONE, Ranks, whole_model
 from dmlm.trainer.interruption import stop_signal
 from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
-from dmlm.trainer.settings import RunSettings, check_same_run, read_settings
+from dmlm.trainer.resuming import choose_checkpoint, resumed_settings, shareable_init, with_init
+from dmlm.trainer.settings import (
+    RUN_SETTINGS_NAME,
+    RunSettings,
+    all_trained,
+    check_init_tokens,
+    read_settings,
+)
 from dmlm.trainer.step import TrainStep
+from dmlm.trainer.trained_tasks import TrainedTask, trained_tasks
 from dmlm.trainer.watching.metrics import Record
 from dmlm.trainer.watching.plan import count_operations, make_plan
 from dmlm.trainer.watching.run_log import NoLog, RunLog, read_history
@@ -101,13 +108,13 @@ class _Run:
     """Model, optimizer and stream of a run, at the step where it begins or goes on."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
-        recipe = _with_init(config.recipe, config.init or config.recipe.model.init)
+        recipe = with_init(config.recipe, config.init or config.recipe.model.init)
         device = open_device(ranks.device_name(config.device))
         data = open_training_data(config.shards, config.limit)
         self._recipe, self._seed, self._out_dir, self._ranks = recipe, config.seed, config.out_dir, ranks
         self._codebook_dirs, self._shard_files = data.codebook_dirs, data.files
         self._settings = RunSettings(
-            recipe=_with_init(recipe, _shareable_name(recipe.model.init)),
+            recipe=with_init(recipe, shareable_init(recipe.model.init)),
             seed=config.seed,
             limit=config.limit,
             datasets=data.identities,
@@ -118,6 +125,7 @@ class _Run:
         self._checkpoint = self._find_checkpoint(config.resume)
         self._stream = TokenStream(data, recipe, config.seed, rank=ranks.rank, world_size=ranks.world_size)
         self._model = self._build_model().to(device)
+        self._settings = replace(self._settings, trained=self._find_trained())
         ranks.wait_for_all()
         self._step = TrainStep(self._model, recipe, config.seed, ranks)
         self._num_done = 0
@@ -181,27 +189,34 @@ class _Run:
         if not self._ranks.is_first:
             return NoLog()
         settings = self._settings.to_json()
-        write_json(self._out_dir / "config.json", settings)
+        write_json(self._out_dir / RUN_SETTINGS_NAME, settings)
         operations = count_operations(self._model, self._stream.groups, self._ranks.world_size)
         trackers = open_trackers(self._trackers, self._out_dir, self._num_done, settings)
         return RunLog(self._out_dir, self._plan, operations, trackers, self._num_done, self._metrics)
 
     def _find_checkpoint(self, resume: bool) -> Path | None:
-        newest = latest_checkpoint(self._out_dir)
+        newest = choose_checkpoint(self._out_dir, self._ranks)
         if newest is None:
             return None
         if not resume:
             raise ConfigError(
                 f"{self._out_dir} holds a run already: add --resume to go on, or choose another --out"
             )
-        check_same_run(newest, read_settings(newest)[1], self._settings)
+        self._settings = resumed_settings(newest, self._settings, self._recipe.model.init)
         return newest
+
+    def _find_trained(self) -> tuple[TrainedTask, ...]:
+        resumed = None if self._checkpoint is None else read_settings(self._checkpoint)[1]
+        return all_trained(trained_tasks(self._stream.groups), self._recipe.model.init, resumed)
 
     def _build_model(self) -> "PreTrainedModel":
         if self._checkpoint is not None:
             return load_model(self._checkpoint)
+        config = self._recipe.model
+        if config.init is not None:
+            check_init_tokens(config.init, self._settings.fingerprints)
         return build_model(
-            self._recipe.model,
+            config,
             self._settings.vocabulary,
             text_dir=self._codebook_dirs[Modality.TEXT],
             max_length=self._recipe.sequence.max_length,
@@ -258,12 +273,3 @@ def _await_hashes(hasher: ShardHasher, is_asked_to_stop: Callable[[], bool]) -> 
     while not hasher.wait(HASH_WAIT_SECONDS):
         if is_asked_to_stop():
             raise KeyboardInterrupt("all steps are saved, but not every shard is hashed; go on with --resume")
-
-
-def _with_init(recipe: Recipe, init: str | None) -> Recipe:
-    return replace(recipe, model=replace(recipe.model, init=init))
-
-
-def _shareable_name(init: str | None) -> str | None:
-    """What a checkpoint tells of its beginning: a hub's name, or a file's without this machine's path."""
-    return Path(init).resolve().name if init is not None and Path(init).exists() else init

@@ -1,21 +1,24 @@
 """The README.md of an exported model: what it does, how to prompt it, what it was made of."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import dmlm
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.manifests import load_manifest
+from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.tokenizers.pretrained import read_terms
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.checkpoint import Checkpoint
-from dmlm.trainer.data.tasks import TASKS, make_template
+from dmlm.trainer.data.tasks import TASKS, Part, make_template
 from dmlm.trainer.decoding.modality_mask import closing_id, target_ids
 from dmlm.trainer.settings import RunSettings
+from dmlm.trainer.trained_tasks import DEFAULT_LANGUAGE, NO_LANGUAGE, TrainedTask
 
-_LANGUAGE: Final = "en"
-"""Stands for any in the templates."""
+_EXAMPLES: Final = {"speech": "<speech_0><speech_1>", "image": "<image_0><image_1>", "text": "hello"}
+"""Stand for what a prompt of the card's example is about."""
 
 _CARD: Final = """\
 ---
@@ -36,8 +39,7 @@ and `AutoTokenizer` load this folder; `codebook/` turns audio and images into it
 {tasks}
 
 A prompt is everything before the target. `{{speech}}` stands for `<speech_0><speech_17>…`, {runs};
-`{{image}}` for `<image_0>…`; `<{language}>` for the token of the language, which is left out where it is not
-known.
+`{{image}}` for `<image_0>…`. A prompt names one of the task's languages, as `<en>`; `none`: it names none.
 
 ## Vocabulary
 
@@ -54,15 +56,15 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.f
 prompt = {prompt!r}
 ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
 
-def only_text(batch, ids):
-    return [*range({text_stop}), {eos_id}]
+def only_{modality}(batch, ids):
+    return [*range({start}, {stop}), {end_id}]
 
-output = model.generate(ids, prefix_allowed_tokens_fn=only_text, max_new_tokens=100)
+output = model.generate(ids, prefix_allowed_tokens_fn=only_{modality}, max_new_tokens=100)
 print(tokenizer.decode(output[0, ids.shape[1]:], skip_special_tokens=True))
 ```
 
 Without the restriction other modalities may come out. With dmlm installed, a logits processor does the same
-for every task: `dmlm.trainer.decoding.modality_mask.ModalityMask(vocabulary, "asr")`. In vLLM:
+for every task: `dmlm.trainer.decoding.modality_mask.ModalityMask(vocabulary, "{task}")`. In vLLM:
 `SamplingParams(temperature=0, allowed_token_ids=…, stop_token_ids=…)` with the ids of the table of tasks.
 
 ## Tokenizers
@@ -83,20 +85,17 @@ def write_card(checkpoint: Checkpoint) -> str:
     """Text of the card."""
     settings, vocabulary = checkpoint.settings, checkpoint.vocabulary
     names = _names(checkpoint)
-    collapses = settings.recipe.sequence.collapse_runs
+    collapses, trained = settings.recipe.sequence.collapse_runs, _trained(settings)
     return _CARD.format(
         name=settings.recipe.name,
         version=dmlm.__version__,
         step=checkpoint.step,
-        tasks="\n".join(_task_rows(settings, names)),
+        tasks="\n".join(_task_rows(trained, settings, names)),
         runs="runs of equal units collapsed into one" if collapses else "one unit per frame",
-        language=_LANGUAGE,
         vocabulary="\n".join(_vocabulary_rows(vocabulary, names)),
         num_used=vocabulary.num_used,
         size=vocabulary.size,
-        prompt=f"{names[vocabulary.bos_id]}<speech><speech_0><speech_1></speech><asr><{_LANGUAGE}>",
-        text_stop=vocabulary.text.stop,
-        eos_id=vocabulary.eos_id,
+        **_example(trained, settings, names),
         fingerprints="\n".join(_fingerprint_rows(settings)),
         data="\n".join(
             f"- {d.name} (text rule `{d.text_rule}`, sha256 {d.sha256})" for d in settings.datasets
@@ -113,26 +112,66 @@ def _names(checkpoint: Checkpoint) -> list[str]:
     return names
 
 
-def _task_rows(settings: RunSettings, names: list[str]) -> Iterator[str]:
-    vocabulary, sequence = settings.vocabulary, settings.recipe.sequence
-    trained = {entry.task for entry in settings.recipe.mix}
-    yield "| task | prompt | target | ids of the target | ends with id |"
-    yield "|---|---|---|---|---|"
-    for name, task in TASKS.items():
-        if name not in trained:
-            continue
-        template = make_template(task, _LANGUAGE, _LANGUAGE, vocabulary, sequence)
+def _trained(settings: RunSettings) -> dict[str, list[str | None]]:
+    """Languages of each task that the model was trained on, in the order of the tasks."""
+    trained = settings.trained or [
+        # A checkpoint of an older version tells what its mix named, with samples or without.
+        TrainedTask(task=entry.task, language=DEFAULT_LANGUAGE)
+        for entry in settings.recipe.mix
+        if all(settings.vocabulary.range_of(MODALITY_OF[member]) for member in TASKS[entry.task].members)
+    ]
+    tasks: dict[str, list[str | None]] = {name: [] for name in TASKS}
+    for entry in trained:
+        tasks[entry.task].append(entry.language)
+    return {name: languages for name, languages in tasks.items() if languages}
+
+
+def _task_rows(
+    trained: Mapping[str, Sequence[str | None]], settings: RunSettings, names: Sequence[str]
+) -> Iterator[str]:
+    vocabulary = settings.vocabulary
+    yield "| task | prompt | target | ids of the target | ends with id | languages |"
+    yield "|---|---|---|---|---|---|"
+    for task, languages in trained.items():
+        template = make_template(
+            TASKS[task], languages[0], languages[0], vocabulary, settings.recipe.sequence
+        )
         prompt, target = (
-            "".join(
-                f"{{{part.member}}}" if part.tokens is None else "".join(names[i] for i in part.tokens)
-                for part in parts
-            )
+            "".join(_spell(part, names, f"{{{part.member}}}") for part in parts)
             for parts in (template.prompt, template.target)
         )
-        ids, closing = target_ids(vocabulary, name), closing_id(vocabulary, name)
+        ids, closing = target_ids(vocabulary, task), closing_id(vocabulary, task)
         end = vocabulary.eos_id if closing is None else closing
         others = [i for i in ids if i != end]
-        yield f"| {name} | `{prompt}` | `{target}` | {others[0]}–{others[-1]} | {end} |"
+        shown = ", ".join(language or NO_LANGUAGE for language in languages)
+        known = shown if settings.trained else "not recorded"
+        yield f"| {task} | `{prompt}` | `{target}` | {others[0]}–{others[-1]} | {end} | {known} |"
+
+
+def _example(
+    trained: Mapping[str, Sequence[str | None]], settings: RunSettings, names: Sequence[str]
+) -> dict[str, object]:
+    """A prompt in the card's code, and what may come behind it: text if any task answers in text."""
+    vocabulary = settings.vocabulary
+    task = min(trained, key=lambda name: MODALITY_OF[TASKS[name].target] is not Modality.TEXT)
+    language, modality = trained[task][0], MODALITY_OF[TASKS[task].target]
+    template = make_template(TASKS[task], language, language, vocabulary, settings.recipe.sequence)
+    ids, closing = vocabulary.range_of(modality), closing_id(vocabulary, task)
+    return {
+        "prompt": "".join(
+            _spell(part, names, _EXAMPLES.get(str(part.member), "")) for part in template.prompt
+        ),
+        "task": task,
+        "modality": modality,
+        "start": ids.start,
+        "stop": ids.stop,
+        "end_id": vocabulary.eos_id if closing is None else closing,
+    }
+
+
+def _spell(part: Part, names: Sequence[str], member: str) -> str:
+    """Names of the part's tokens, or `member` where a sample has its own."""
+    return member if part.tokens is None else "".join(names[i] for i in part.tokens)
 
 
 def _vocabulary_rows(vocabulary: Vocabulary, names: list[str]) -> Iterator[str]:

@@ -8,17 +8,22 @@ from typing import Any, Final, Self
 
 from dmlm.pipeline.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.shards.card import CODEBOOK_NAME
+from dmlm.pipeline.tokenizers import Fingerprint, first_difference
 from dmlm.pipeline.vocabulary import Vocabulary
-from dmlm.trainer.config import Recipe, recipe_from_json
+from dmlm.trainer.config import Recipe
 from dmlm.trainer.data.dataset import DatasetIdentity
+from dmlm.trainer.strict_config import build_strictly
+from dmlm.trainer.trained_tasks import TrainedTask
 
 FORMAT_VERSION: Final = 1
 SETTINGS_NAME: Final = "dmlm.json"
+RUN_SETTINGS_NAME: Final = "config.json"
+"""The same in the folder of a run, beside its checkpoints."""
 _FREE_TO_CHANGE: Final = (
     *("recipe.name", "recipe.save_every_steps", "recipe.log_every_steps", "recipe.parallel"),
     *("recipe.precision", "recipe.attention", "recipe.torch_compile", "recipe.gradient_checkpointing"),
-    "recipe.validation",
+    *("recipe.validation", "recipe.keep_checkpoints", "trained"),
 )
 _FREE_PREFIXES: Final = tuple(f"{name}." for name in _FREE_TO_CHANGE)
 
@@ -34,6 +39,8 @@ class RunSettings:
     fingerprints: Mapping[Modality, Fingerprint]
     """Of the tokenizers."""
     vocabulary: Vocabulary
+    trained: tuple[TrainedTask, ...] = ()
+    """In this run, and before it where it began with a checkpoint; empty where an older one does not tell."""
 
     def to_json(self) -> dict[str, Any]:
         """Content of `dmlm.json`."""
@@ -44,18 +51,24 @@ class RunSettings:
             "datasets": [asdict(dataset) for dataset in self.datasets],
             "fingerprints": {modality: dict(mark) for modality, mark in self.fingerprints.items()},
             "vocabulary": self.vocabulary.to_json(),
+            "trained": [asdict(entry) for entry in self.trained],
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Reads `dmlm.json`; KeyError or TypeError when a field is missing or of a wrong type."""
         return cls(
-            recipe=recipe_from_json(content["recipe"], where=f"{SETTINGS_NAME}: recipe"),
+            # Whatever it was trained with was allowed then.
+            recipe=build_strictly(Recipe, content["recipe"], where=f"{SETTINGS_NAME}: recipe"),
             seed=content["seed"],
             limit=content["limit"],
             datasets=tuple(DatasetIdentity(**dataset) for dataset in content["datasets"]),
             fingerprints={Modality(name): mark for name, mark in content["fingerprints"].items()},
             vocabulary=Vocabulary.from_json(content["vocabulary"]),
+            trained=tuple(
+                build_strictly(TrainedTask, entry, where=f"{SETTINGS_NAME}: trained")
+                for entry in content.get("trained", ())
+            ),
         )
 
 
@@ -87,6 +100,43 @@ def check_same_run(path: Path, saved: RunSettings, current: RunSettings) -> None
             f"{path}: cannot go on: {name} is {theirs.get(name)!r} there and {ours.get(name)!r} now{more}; "
             "resume with what the run began with, or begin another with --init and another --out"
         )
+
+
+def all_trained(
+    own: tuple[TrainedTask, ...], init: str | None, resumed: RunSettings | None
+) -> tuple[TrainedTask, ...]:
+    """What a model has been trained on after a run; empty where a part of it is not known.
+
+    Args:
+        own: Tasks of the run.
+        init: What it begins with.
+        resumed: Settings of the checkpoint that it goes on from.
+    """
+    if resumed is not None:
+        return resumed.trained or (own if resumed.recipe.model.init is None else ())
+    if init is None or not (Path(init) / SETTINGS_NAME).is_file():
+        return own
+    before = read_settings(Path(init))[1].trained
+    return tuple(dict.fromkeys([*before, *own])) if before else ()
+
+
+def check_init_tokens(init: str, fingerprints: Mapping[Modality, Fingerprint]) -> None:
+    """Checks that a model to start from, if it is a checkpoint of dmlm, knows the tokens of the shards.
+
+    Raises:
+        FingerprintMismatchError: It was trained on those of another codebook.
+        CheckpointError: Its `dmlm.json` is damaged.
+    """
+    if not (Path(init) / SETTINGS_NAME).is_file():
+        return
+    known = read_settings(Path(init))[1].fingerprints
+    for modality in (modality for modality in fingerprints if modality in known):
+        ours, theirs = fingerprints[modality], known[modality]
+        if name := first_difference(ours, theirs):
+            raise FingerprintMismatchError(
+                f"--init {init}: knows other {modality} tokens: {name} is {theirs.get(name)} there and "
+                f"{ours.get(name)} in the shards; tokenize with its codebook, {Path(init) / CODEBOOK_NAME}"
+            )
 
 
 def _flatten(content: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -64,15 +64,6 @@ class SplitTexts:
             scenes=self.scenes[:limit],
         )
 
-    def all_texts(self) -> list[str]:
-        """Every English text of the split."""
-        return [
-            *(reading.text for reading in self.readings),
-            *self.meeting_sentences,
-            *(translation.english for translation in self.translations),
-            *(caption for scene in self.scenes for caption in scene.captions),
-        ]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleTexts:

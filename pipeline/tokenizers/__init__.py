@@ -14,6 +14,11 @@ from dmlm.pipeline.samples import Pixels, TokenArray, Waveform
 Fingerprint = Mapping[str, str | int | float | bool | None]
 
 
+def first_difference(one: Fingerprint, other: Fingerprint) -> str | None:
+    """Name of the first part, by the alphabet, in which two fingerprints differ; None where none does."""
+    return next((name for name in sorted({*one, *other}) if one.get(name) != other.get(name)), None)
+
+
 class SpeechTokenizer(Protocol):
     """Waveforms to units."""
 

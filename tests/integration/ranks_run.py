@@ -66,7 +66,7 @@ distributed.TIMEOUT = timedelta(seconds=timeout_seconds)
 torch.set_num_threads(1)
 result: dict[str, Any] = {}
 try:
-    with join_ranks(environment) as ranks:
+    with join_ranks(environment, config.device) as ranks:
         train(config, ranks)
         data = open_training_data(config.shards)
         share = {"rank": ranks.rank, "world_size": ranks.world_size}

@@ -90,7 +90,7 @@ def outlive_the_other(folder: Path, shards: Path, ranks: Ranks) -> None:
 def main() -> None:
     folder, shards, one_sample = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    with join_ranks(os.environ) as ranks:
+    with join_ranks(os.environ, "cpu") as ranks:
         results = check_all(folder, shards, one_sample, ranks)
         (folder / f"rank{ranks.rank}.json").write_text(json.dumps(results))
         outlive_the_other(folder, shards, ranks)

@@ -189,6 +189,16 @@ def test_what_others_put_beside_checkpoints_is_left_alone(saver: Saver, tmp_path
     }
 
 
+def test_as_many_are_kept_as_the_recipe_says(
+    data: TrainingData, settings: RunSettings, tmp_path: Path
+) -> None:
+    recipe = replace(settings.recipe, keep_checkpoints=3)
+    saver = Saver(data, replace(settings, recipe=recipe))
+    for step in range(1, 6):
+        saver.save(tmp_path, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"checkpoint-00000{i}" for i in (3, 4, 5)]
+
+
 def test_the_best_is_kept_beside_them_until_another_is_best(saver: Saver, tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         saver.save(tmp_path, step, is_best=step == 1)
@@ -310,7 +320,9 @@ def test_what_a_run_is_made_of_must_be_the_same(settings: RunSettings) -> None:
 
 def test_how_often_a_run_saves_logs_and_validates_may_change(settings: RunSettings) -> None:
     recipe = replace(settings.recipe, save_every_steps=1, log_every_steps=1, name="renamed")
-    recipe = replace(recipe, validation=ValidationConfig(every_steps=7, splits=("a", "b", "c")))
+    recipe = replace(
+        recipe, keep_checkpoints=9, validation=ValidationConfig(every_steps=7, splits=("a", "b", "c"))
+    )
     check_same_run(Path("run"), settings, replace(settings, recipe=recipe))
 
 
@@ -318,6 +330,16 @@ def test_another_format_version_is_refused(saved: Path, tmp_path: Path) -> None:
     content = json.loads((saved / "dmlm.json").read_text())
     (tmp_path / "dmlm.json").write_text(json.dumps(content | {"format_version": 99}))
     with pytest.raises(CheckpointError, match="format version 99, this dmlm reads 1"):
+        read_settings(tmp_path)
+
+
+@pytest.mark.parametrize("trained", [None, 3, [3], [{"task": "asr"}], [{"task": "sing", "language": "en"}]])
+def test_trained_tasks_that_cannot_be_read_are_a_checkpoint_error(
+    trained: object, saved: Path, tmp_path: Path
+) -> None:
+    content = json.loads((saved / "dmlm.json").read_text())
+    (tmp_path / "dmlm.json").write_text(json.dumps(content | {"trained": trained}))
+    with pytest.raises(CheckpointError, match="cannot be read"):
         read_settings(tmp_path)
 
 

@@ -1,9 +1,10 @@
+import math
 from pathlib import Path
 
 import pytest
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.trainer.config import Recipe, load_recipe, recipe_from_json
+from dmlm.trainer.config import Recipe, load_recipe, parse_overrides, recipe_from_json
 
 MINIMAL = {"name": "x", "num_steps": 3, "mix": [{"task": "asr", "weight": 1}]}
 
@@ -81,6 +82,32 @@ def test_overrides_replace_values_by_dotted_key() -> None:
     assert recipe.optimizer.weight_decay == load_recipe("demo").optimizer.weight_decay
 
 
+def test_overrides_of_the_command_are_yaml() -> None:
+    texts = ("num_steps=5", "optimizer.learning_rate=0.5", "mix=[{task: t2s, weight: 2}]", "model.init=")
+    recipe = load_recipe("demo", parse_overrides(texts))
+    assert (recipe.num_steps, recipe.optimizer.learning_rate, recipe.model.init) == (5, 0.5, None)
+    assert [entry.task for entry in recipe.mix] == ["t2s"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["num_steps"], "--set num_steps: must be KEY=VALUE"),
+        (["=3"], "--set =3: must be KEY=VALUE"),
+        (["a=1", "a=2"], "--set a=2: a was set before"),
+        (["mix=["], r"--set mix=\[: the value is not YAML"),
+        (["num_step=3"], "recipe demo: unknown key 'num_step'; did you mean 'num_steps'"),
+        (["loss.speach=3"], "recipe demo: loss: unknown key 'speach'; did you mean 'speech'"),
+        (["num_steps.x=3"], "recipe demo: num_steps must hold keys and values for num_steps.x"),
+        (["num_steps=many"], "recipe demo: num_steps must be int, not 'many'"),
+        (["num_steps=0"], "recipe demo: num_steps must be at least 1, not 0"),
+    ],
+)
+def test_overrides_are_strict(texts: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("demo", parse_overrides(texts))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -90,25 +117,36 @@ def test_overrides_replace_values_by_dotted_key() -> None:
         ({"mix": [{"task": "asr"}]}, r"mix\[0\]: weight is missing"),
         ({"mix": [{"task": "asr", "weight": 1, "spilt": "a"}]}, "'spilt'; did you mean 'split'"),
         ({"mix": [{"task": "asr", "weight": 1, "split": 3}]}, r"mix\[0\]: split must be str, not 3"),
-        ({"mix": [{"task": "asr", "weight": 0}]}, "weight must be above 0"),
+        ({"mix": [{"task": "asr", "weight": 0}]}, "mix: every weight must be above 0 and finite"),
+        ({"mix": [{"task": "asr", "weight": math.inf}]}, "mix: every weight must be above 0 and finite"),
+        ({"mix": [{"task": "asr", "weight": math.nan}]}, "mix: every weight must be above 0 and finite"),
         ({"mix": []}, "at least one entry"),
         ({"mix": [{"task": "asr", "weight": 1}, {"task": "asr", "weight": 2}]}, "twice"),
         ({"mix": "asr"}, "mix must be a list"),
         ({"num_steps": "many"}, "num_steps must be int, not 'many'"),
         ({"num_steps": True}, "num_steps must be int, not True"),
-        ({"num_steps": 0}, "num_steps"),
+        ({"num_steps": 0}, "recipe: num_steps must be at least 1, not 0"),
         ({"optimizer": {"learning_rate": "1e-3"}}, "YAML wants 1.0e-3"),
         ({"optimizer": {"betas": [0.9]}}, "betas must be two numbers"),
         ({"loss": {"normalise": "batches"}}, "did you mean 'batch'"),
-        ({"loss": {"text": -0.1}}, "must not be negative"),
+        ({"loss": {"text": -0.1}}, "loss.text must be 0 or more, and finite, not -0.1"),
+        ({"loss": {"text": math.nan}}, "loss.text must be 0 or more, and finite, not nan"),
+        ({"loss": {"text": 0, "speech": 0, "image": 0}}, "loss: .* must not all be 0"),
+        ({"optimizer": {"num_warmup_steps": -1}}, "optimizer.num_warmup_steps must be 0 or more, not -1"),
+        ({"optimizer": {"weight_decay": -0.1}}, "optimizer.weight_decay must be 0 or more"),
+        ({"optimizer": {"final_share": 1.5}}, r"optimizer.final_share must be in \[0, 1\], not 1.5"),
+        ({"optimizer": {"learning_rate": math.inf}}, "optimizer.learning_rate must be above 0, and finite"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, r"optimizer.betas must be in \[0, 1\)"),
         ({"validation": {"every": 3}}, "validation: unknown key 'every'; did you mean 'every_steps'"),
-        ({"validation": {"every_steps": -1}}, "must not be negative"),
+        ({"validation": {"every_steps": -1}}, "validation.every_steps must be 0 or more, not -1"),
         ({"validation": {"num_sequences": 0}}, "num_sequences must be at least 1"),
+        ({"keep_checkpoints": 1}, "keep_checkpoints must be at least 2"),
         ({"loss": None}, "must hold keys and values"),
-        ({"model": {"num_heads": 0}}, "at least 1"),
+        ({"model": {"num_heads": 0}}, "model.num_heads must be at least 1"),
         ({"model": {"dropout": 1.0}}, "dropout"),
         ({"model": {"num_heads": 5}}, "multiple of model.num_heads"),
-        ({"sequence": {"max_length": 9000}}, r"max_length must be in \[8, batch.max_tokens\]"),
+        ({"sequence": {"max_length": 7}}, "sequence.max_length must be at least 8"),
+        ({"sequence": {"max_length": 9000}}, "sequence.max_length must not be above batch.max_tokens"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_said(change: dict[str, object], message: str) -> None:
@@ -129,6 +167,27 @@ def test_a_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
         load_recipe(path)
+
+
+def test_a_loss_of_one_mean_over_all_tokens_needs_no_weights() -> None:
+    loss = {"text": 0, "speech": 0, "image": 0, "normalise": "none"}
+    assert recipe_from_json({**MINIMAL, "loss": loss}).loss.normalise == "none"
+
+
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: Gr\u00f6\u00dfe".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"recipe .*latin\.yaml: cannot be read as UTF-8"):
+        load_recipe(path)
+
+
+def test_an_override_within_what_is_no_section_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("num_steps: 7\nmix: [{task: t2s, weight: 2}]\noptimizer:\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: optimizer must hold keys and values .*not None"):
+        load_recipe(path, {"optimizer.learning_rate": 0.1})
+    with pytest.raises(ConfigError, match=r"mix must hold .* for mix\.0\.weight"):
+        load_recipe(path, {"mix.0.weight": 0.1})
 
 
 def test_recipes_cannot_be_changed() -> None:

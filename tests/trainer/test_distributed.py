@@ -16,9 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Sample
 from dmlm.trainer.checkpoint import OPTIMIZER_PATH, load_checkpoint
 from dmlm.trainer.config import TrainConfig, recipe_from_json
+from dmlm.trainer.distributed import take_gpu
 from dmlm.trainer.loop import train
 
 NUM_STEPS = 6
@@ -225,6 +227,28 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(outcome: Ou
 def test_a_rank_that_dies_is_seen_at_once(outcome: Outcome) -> None:
     assert "RankError: rank 0: another rank ended" in outcome.outputs[0]
     assert json.loads((outcome.folder / "seconds.json").read_text()) < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "taken"),
+    [("auto", 1, "cuda:1"), ("cuda", 1, "cuda:1"), ("cuda:0", 1, "cuda:0"), ("cpu", 1, None)],
+)
+def test_a_rank_takes_its_gpu_only_where_it_trains_on_one(
+    name: str, local_rank: int, taken: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    take_gpu(name, local_rank)
+    assert found == ([] if taken is None else [torch.device(taken)])
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="device cuda:2: torch sees 2 GPUs here"):
+        take_gpu("auto", 2)
 
 
 def test_torchrun_runs_the_command(token_shards: Path, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """An exported model in stock transformers: same ids, same tokens out, nothing unsafe inside."""
 
 import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,8 @@ from transformers import (
 
 from dmlm.cli import run
 from dmlm.pipeline.errors import CheckpointError, ConfigError
-from dmlm.pipeline.samples import Sample, TokenArray
+from dmlm.pipeline.samples import Modality, Sample, TokenArray
+from dmlm.pipeline.shards import iter_samples, load_dataset_card, write_dataset_card
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.vocabulary import Vocabulary
@@ -33,7 +37,7 @@ from dmlm.trainer.config import (
     TrainConfig,
 )
 from dmlm.trainer.data.tasks import TASKS, build_prompt
-from dmlm.trainer.decoding import decode_greedy
+from dmlm.trainer.decoding import DecodingConfig, constraint_of, decode
 from dmlm.trainer.decoding.modality_mask import ModalityMask, closing_id
 from dmlm.trainer.export import export_checkpoint
 from dmlm.trainer.loop import train
@@ -128,15 +132,14 @@ def test_stock_generation_gives_the_tokens_of_our_decoding(
     vocabulary = checkpoint.vocabulary
     prompts = [prompt_of(checkpoint, task, number) for number in range(4)]
     closing = closing_id(vocabulary, task)
-    ours = dict(
-        decode_greedy(
-            checkpoint.model.double(),
-            prompts,
-            allowed=vocabulary.range_of(MODALITY_OF[TASKS[task].target]),
-            eos_id=vocabulary.eos_id if closing is None else closing,
-            max_new_tokens=[NUM_NEW] * len(prompts),
-        )
+    outputs = decode(
+        checkpoint.model.double(),
+        prompts,
+        constraint_of(task, vocabulary),
+        DecodingConfig(),
+        max_new_tokens=[NUM_NEW] * len(prompts),
     )
+    ours = {output.index: output.tokens for output in outputs}
     ends = [vocabulary.eos_id] if closing is None else [closing, vocabulary.eos_id]
     for number, prompt in enumerate(prompts):
         expected = [*ours[number].tolist(), *ends][:NUM_NEW]
@@ -221,6 +224,51 @@ def test_the_card_says_what_it_is_and_its_example_runs(
     code = card.partition("```python\n")[2].partition("```")[0]
     exec(code.replace("FOLDER", repr(str(exported))), {})
     assert "<speech" not in capsys.readouterr().out
+
+
+def without_images(samples: Iterable[Sample]) -> list[Sample]:
+    return [sample for sample in samples if sample.image_tokens is None]
+
+
+@pytest.fixture(scope="module")
+def speech_only(
+    token_shards: Path, write_shards: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
+    """Of a data set without images; the mix names every task all the same, as the recipe `demo` does."""
+    directory = tmp_path_factory.mktemp("speech-only")
+    shards = write_shards(directory / "shards", without_images(iter_samples(token_shards)))
+    card = load_dataset_card(shards)
+    marks = {name: mark for name, mark in card.fingerprints.items() if name is not Modality.IMAGE}
+    vocabulary = replace(card.vocabulary, num_image=0)
+    write_dataset_card(shards, replace(card, fingerprints=marks, vocabulary=vocabulary))
+    return train_briefly(directory, shards, None)
+
+
+def test_the_card_lists_tasks_that_had_samples_with_their_languages(
+    speech_only: Checkpoint, tmp_path: Path
+) -> None:
+    export_checkpoint(speech_only.path, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith("| ") and "`</s>" in line]
+    assert [row.split(" | ")[0] for row in rows] == ["| asr", "| s2tt", "| t2s", "| speech", "| text"]
+    assert [row.split(" | ")[-1] for row in rows] == ["en |", "de |", "en |", "none |", "en |"]
+
+
+def test_a_checkpoint_of_an_older_version_lists_the_tasks_that_it_has_tokens_for(
+    speech_only: Checkpoint, tmp_path: Path
+) -> None:
+    old = tmp_path / "checkpoint-000004"
+    shutil.copytree(speech_only.path, old)
+    content = json.loads((old / "dmlm.json").read_bytes())
+    del content["trained"]
+    (old / "dmlm.json").write_text(json.dumps(content))
+    sums = json.loads((old / "DONE").read_bytes())
+    (old / "DONE").write_text(json.dumps(sums | {"dmlm.json": sha256_file(old / "dmlm.json")}))
+    export_checkpoint(old, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| s2tt | `</s><speech>{speech}</speech><s2tt><en>`" in card
+    assert "| i2t |" not in card
+    assert "| not recorded |" in card
 
 
 @pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)

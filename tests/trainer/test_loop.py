@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from dmlm.cli import run
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, NotFiniteError
+from dmlm.pipeline.shards import iter_samples
 from dmlm.trainer import step
 from dmlm.trainer.checkpoint import DONE_NAME, METRICS_PATH, load_checkpoint
 from dmlm.trainer.config import Recipe, TrainConfig, recipe_from_json
+from dmlm.trainer.export import export_checkpoint
 from dmlm.trainer.loop import train
 
 RECIPE = recipe_from_json(
@@ -155,6 +158,19 @@ def test_the_resolved_config_is_written_beside_the_checkpoints(config: TrainConf
     assert str(config.shards[0]) not in json.dumps(content)
 
 
+def test_what_the_command_sets_is_in_the_config_of_the_run(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(json.dumps(RECIPE.to_json()))
+    command = ["train", "--shards", str(config.shards[0]), "--recipe", str(tmp_path / "tiny.yaml")]
+    command += ["--out", str(config.out_dir), "--device", "cpu"]
+    assert run([*command, "--set", "num_steps=1", "--set", "loss.speech=0.5"]) == 0
+    recipe = json.loads((config.out_dir / "config.json").read_text())["recipe"]
+    assert (recipe["num_steps"], recipe["loss"]["speech"]) == (1, 0.5)
+    assert run([*command, "--set", "num_steps=1", "--resume"]) == 2
+    assert "recipe.loss.speech is 0.5 there and 0.25 now" in capsys.readouterr().err
+
+
 def test_a_run_is_not_overwritten_without_resume(config: TrainConfig) -> None:
     train(replace(config, recipe=replace(RECIPE, num_steps=1)))
     with pytest.raises(ConfigError, match="--resume"):
@@ -194,6 +210,24 @@ def test_a_run_can_begin_from_a_checkpoint(config: TrainConfig, tmp_path: Path) 
     before, after = (load_checkpoint(report.checkpoint).model.state_dict() for report in (first, second))
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-8)
+
+
+def test_a_checkpoint_of_another_codebook_is_no_beginning(
+    config: TrainConfig, write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its vocabulary has the same sizes, but its units mean something else."""
+    first = train(replace(config, recipe=replace(RECIPE, num_steps=1)))
+    others = write_shards(tmp_path / "others", list(iter_samples(config.shards[0])), speech_mark="another")
+    second = replace(config, shards=(others,), init=str(first.checkpoint), out_dir=tmp_path / "second")
+    with pytest.raises(
+        FingerprintMismatchError,
+        match=r"--init .*checkpoint-000001: .* speech tokens: sha256 is speech there and another",
+    ):
+        train(second)
+    exported = tmp_path / "exported"
+    export_checkpoint(first.checkpoint, exported)
+    with pytest.raises(FingerprintMismatchError, match="speech there and another"):
+        train(replace(second, init=str(exported)))
 
 
 def break_weights(recipe: Recipe, config: TrainConfig, tmp_path: Path) -> Path:

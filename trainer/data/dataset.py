@@ -23,7 +23,7 @@ from dmlm.pipeline.shards.card import CODEBOOK_NAME
 from dmlm.pipeline.shards.format import TOKEN_MEMBERS
 from dmlm.pipeline.shards.token_table import ShardTokens, TokenTable
 from dmlm.pipeline.storage import sha256_json
-from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.tokenizers import Fingerprint, first_difference
 from dmlm.pipeline.vocabulary import Vocabulary
 
 COLUMNS: Final = (
@@ -137,8 +137,7 @@ def _owners(directories: Sequence[Path], cards: Sequence[DatasetCard]) -> dict[M
         for modality, fingerprint in card.fingerprints.items():
             owner = owners.setdefault(modality, number)
             theirs = cards[owner].fingerprints[modality]
-            if theirs != fingerprint:
-                name = next(n for n in sorted({*theirs, *fingerprint}) if theirs.get(n) != fingerprint.get(n))
+            if name := first_difference(theirs, fingerprint):
                 raise FingerprintMismatchError(
                     f"{modality} tokens differ: {name} is {theirs.get(name)} in {directories[owner]} and "
                     f"{fingerprint.get(name)} in {directories[number]}; run `dmlm-cli tokenize` on both "

@@ -87,6 +87,8 @@ class Template:
 
     prompt: tuple[Part, ...]
     target: tuple[Part, ...]
+    language: str | None
+    """Of its text; None: it has no text, or its language is not known."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -106,16 +108,14 @@ def make_template(
     Raises:
         ConfigError: The language has no token.
     """
+    known = _language_of_text(task, language, translation_language)
+    if known is not None and known not in LANGUAGES:
+        raise ConfigError(f"language {known!r} has no token; known are {', '.join(LANGUAGES)}")
 
     def opening(member: TokenMember) -> list[int]:
         if MODALITY_OF[member] is not Modality.TEXT:
             return [vocabulary.special_id(f"<{MODALITY_OF[member]}>")]
-        known = translation_language if member == "translation" else language
-        if known is None:
-            return []
-        if known not in LANGUAGES:
-            raise ConfigError(f"language {known!r} has no token; known are {', '.join(LANGUAGES)}")
-        return [vocabulary.special_id(f"<{known}>")]
+        return [] if known is None else [vocabulary.special_id(f"<{known}>")]
 
     def closing(member: TokenMember) -> list[int]:
         modality = MODALITY_OF[member]
@@ -136,25 +136,7 @@ def make_template(
             Part(target, member=task.target),
             _fixed(target, [*closing(task.target), vocabulary.eos_id]),
         ),
-    )
-
-
-def build_sequence(
-    task: Task, sample: Sample, vocabulary: Vocabulary, config: SequenceConfig
-) -> TaskSequence:
-    """Sequence of one sample.
-
-    Raises:
-        ConfigError: The language has no token.
-        CorruptInputError: An id is out of its modality's range.
-    """
-    template = _template_of(task, sample, vocabulary, config)
-    pieces = [_fill(part, sample, vocabulary, config) for part in template.parts]
-    lengths = [len(piece) for piece in pieces]
-    return TaskSequence(
-        tokens_T=np.concatenate(pieces),
-        modality_T=np.repeat(np.array([part.code for part in template.parts], np.int8), lengths),
-        num_prompt=sum(lengths[: len(template.prompt)]),
+        language=known,
     )
 
 
@@ -196,6 +178,13 @@ def _template_of(task: Task, sample: Sample, vocabulary: Vocabulary, config: Seq
         return make_template(task, sample.language, sample.translation_language, vocabulary, config)
     except ConfigError as error:
         raise ConfigError(f"sample {sample.key}: {error}") from None
+
+
+def _language_of_text(task: Task, language: str | None, translation_language: str | None) -> str | None:
+    """Language of the task's text member; None where it has none. No task has two."""
+    if "translation" in task.members:
+        return translation_language
+    return language if "text" in task.members else None
 
 
 def _fixed(code: int, tokens: Sequence[int]) -> Part:

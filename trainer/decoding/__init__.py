@@ -8,6 +8,6 @@ every other causal language model. The search is greedy, sampling or beam.
 
 from dmlm.trainer.decoding.config import DecodingConfig
 from dmlm.trainer.decoding.constraints import Constraint, constraint_of
-from dmlm.trainer.decoding.engine import Decoded, decode, decode_greedy
+from dmlm.trainer.decoding.engine import Decoded, decode
 
-__all__ = ["Constraint", "Decoded", "DecodingConfig", "constraint_of", "decode", "decode_greedy"]
+__all__ = ["Constraint", "Decoded", "DecodingConfig", "constraint_of", "decode"]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from dmlm.pipeline.samples import TokenArray
-from dmlm.pipeline.vocabulary import TokenRange
 from dmlm.trainer.decoding.beam import BeamSearch
 from dmlm.trainer.decoding.config import DecodingConfig
 from dmlm.trainer.decoding.constraints import Constraint
@@ -43,6 +42,7 @@ def decode(
     config: DecodingConfig,
     *,
     max_new_tokens: Sequence[int],
+    first_number: int = 0,
 ) -> Iterator[Decoded]:
     """Continues every prompt with tokens that the constraint allows.
 
@@ -53,6 +53,7 @@ def decode(
         config: How tokens are chosen, and how many rows go side by side.
         max_new_tokens: Longest output of each prompt. An output also ends where the model's positions end;
             a prompt that leaves none of them gets an empty output.
+        first_number: Of the first prompt, where more were decoded before; sampling draws by the number.
 
     Yields:
         The output of every prompt, as soon as it is done: similar lengths together, not in order.
@@ -66,7 +67,7 @@ def decode(
     waiting = [index for index in waiting if limits[index] > 0]
     if not waiting:
         return
-    search = _open_search(constraint, config)
+    search = _open_search(constraint, config, first_number)
     num_prompts = min(len(waiting), max(config.batch_size // search.num_rows, 1))
     longest = max(len(prompts[index]) + limits[index] for index in waiting)
     rows = open_rows(model, constraint, num_prompts * search.num_rows, longest)
@@ -79,21 +80,6 @@ def decode(
             chosen, waiting = waiting[:num_free], waiting[num_free:]
             engine.read([prompts[index] for index in chosen], [search.begin(i, limits[i]) for i in chosen])
         yield from engine.advance()
-
-
-def decode_greedy(
-    model: "PreTrainedModel",
-    prompts: Sequence[TokenArray],
-    *,
-    allowed: TokenRange,
-    eos_id: int,
-    max_new_tokens: Sequence[int],
-    batch_size: int = 32,
-) -> Iterator[tuple[int, TokenArray]]:
-    """Index and most probable tokens of every prompt; see `decode`."""
-    constraint, config = Constraint(allowed=allowed, end_id=eos_id), DecodingConfig(batch_size=batch_size)
-    for decoded in decode(model, prompts, constraint, config, max_new_tokens=max_new_tokens):
-        yield decoded.index, decoded.tokens
 
 
 class _Engine:
@@ -145,12 +131,18 @@ def _close_ranks(is_done: list[bool]) -> list[int]:
     return places
 
 
-def _open_search(constraint: Constraint, config: DecodingConfig) -> Search:
+def _open_search(constraint: Constraint, config: DecodingConfig, first_number: int) -> Search:
     end = constraint.end_column
     if config.num_beams > 1:
         return BeamSearch(end, num_beams=config.num_beams, length_penalty=config.length_penalty)
     if config.temperature > 0:
-        return Sampling(end, temperature=config.temperature, top_p=config.top_p, seed=config.seed)
+        return Sampling(
+            end,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=config.seed,
+            first_number=first_number,
+        )
     return GreedySearch(end)
 
 

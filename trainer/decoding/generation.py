@@ -85,6 +85,7 @@ def generate(
     task: str,
     samples: Sequence[Sample],
     config: DecodingConfig = GREEDY,
+    first_number: int = 0,
 ) -> Iterator[Generated]:
     """Yields the target of every sample; similar lengths together, not in order.
 
@@ -93,6 +94,7 @@ def generate(
         task: A key of `TASKS` that has a source.
         samples: They need the task's source, and the language of its target where training had one.
         config: How tokens are chosen, and how many at most.
+        first_number: Of the first sample, where others came before; sampling draws by the number.
 
     Raises:
         ConfigError: The task has no source, or a language has no token.
@@ -107,7 +109,9 @@ def generate(
         for sample in samples
     ]
     constraint = constraint_of(task, vocabulary)
-    outputs = decode(checkpoint.model, prompts, constraint, config, max_new_tokens=limits)
+    outputs = decode(
+        checkpoint.model, prompts, constraint, config, max_new_tokens=limits, first_number=first_number
+    )
     for output in outputs:
         yield Generated(
             index=output.index,
@@ -119,14 +123,18 @@ def generate(
 
 
 def generate_texts(
-    checkpoint: Checkpoint, task: str, samples: Sequence[Sample], config: DecodingConfig = GREEDY
+    checkpoint: Checkpoint,
+    task: str,
+    samples: Sequence[Sample],
+    config: DecodingConfig = GREEDY,
+    first_number: int = 0,
 ) -> list[GeneratedText]:
     """The target of every sample as text, in order; of a task whose target is text. Else as `generate`."""
     tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
-    outputs = sorted(generate(checkpoint, task, samples, config), key=lambda output: output.index)
+    outputs = generate(checkpoint, task, samples, config, first_number)
     return [
         GeneratedText(text=tokenizer.decode(output.tokens).strip(), is_finished=output.is_finished)
-        for output in outputs
+        for output in sorted(outputs, key=lambda output: output.index)
     ]
 
 

@@ -73,14 +73,16 @@ class Sampling:
 
     num_rows = 1
 
-    def __init__(self, end_column: int, *, temperature: float, top_p: float, seed: int) -> None:
-        self._end_column, self._seed = end_column, seed
+    def __init__(
+        self, end_column: int, *, temperature: float, top_p: float, seed: int, first_number: int = 0
+    ) -> None:
+        self._end_column, self._seed, self._first_number = end_column, seed, first_number
         self._temperature, self._top_p = temperature, top_p
         self._generators: dict[int, np.random.Generator] = {}
 
     def begin(self, index: int, limit: int) -> Hypothesis:
         """Hypothesis of a prompt, before the first token."""
-        self._generators[index] = generator_for(self._seed, "decoding", index)
+        self._generators[index] = generator_for(self._seed, "decoding", self._first_number + index)
         return Hypothesis(index=index, limit=limit)
 
     @torch.inference_mode()

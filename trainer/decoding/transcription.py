@@ -19,6 +19,7 @@ from dmlm.pipeline.tokenizers.registry import Tokenizers
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.generation import GREEDY, GeneratedText, generate_texts
+from dmlm.trainer.trained_tasks import choose_language
 
 MAX_WINDOW_SECONDS: Final = 30.0
 """Whisper's window; training data holds hardly anything longer."""
@@ -59,7 +60,7 @@ def transcribe(
     checkpoint_dir: Path,
     files: Sequence[Path],
     device: str = "auto",
-    language: str = "en",
+    language: str | None = None,
     *,
     task: SpeechTask = "asr",
     decoding: DecodingConfig = GREEDY,
@@ -72,25 +73,30 @@ def transcribe(
         checkpoint_dir: A checkpoint, or a run folder whose newest checkpoint is used.
         files: WAV, FLAC, MP3 or OGG.
         device: auto, cpu, cuda or cuda:N.
-        language: Of the text; the prompt names it, as in training.
+        language: Of the text; the prompt names it, as in training. `none`: it names none. None: the only one
+            that the model was trained in, or English among several.
         task: asr or s2tt.
         decoding: How tokens are chosen.
 
     Raises:
-        ConfigError: There is no checkpoint, it knows no speech, or the language has no token.
+        ConfigError: There is no checkpoint, it knows no speech, or it was not trained on the task, or in the
+            language.
         CheckpointError: The checkpoint is damaged.
     """
     checkpoint = load_checkpoint(resolve_checkpoint(checkpoint_dir), str(open_device(device)))
     tokenizer = Tokenizers(checkpoint.codebook_dir, device).speech
     if tokenizer is None:
         raise ConfigError(f"{checkpoint.path}: was trained without speech")
+    language = choose_language(checkpoint.settings.trained, task, language, checkpoint.path)
     num_positions = checkpoint.model.config.max_position_embeddings
     window_seconds = min(MAX_WINDOW_SECONDS, SHARE_FOR_UNITS * num_positions / UNITS_PER_SECOND)
+    num_windows = 0
     for start in range(0, len(files), FILES_AT_ONCE):
         recordings = [
             _read_recording(tokenizer, path, window_seconds) for path in files[start : start + FILES_AT_ONCE]
         ]
-        yield from _write_out(checkpoint, recordings, language, task, decoding)
+        yield from _write_out(checkpoint, recordings, language, task, decoding, num_windows)
+        num_windows += sum(len(recording.units) for recording in recordings)
 
 
 def text_of_units(
@@ -99,8 +105,12 @@ def text_of_units(
     languages: Sequence[str | None],
     task: SpeechTask = "asr",
     decoding: DecodingConfig = GREEDY,
+    first_number: int = 0,
 ) -> list[GeneratedText]:
-    """Text of each array of speech units, in order, or its translation; `languages` are of the texts."""
+    """Text of each array of speech units, in order, or its translation; `languages` are of the texts.
+
+    The others are as of `generate`.
+    """
     samples = [
         Sample(
             key=str(index),
@@ -112,7 +122,7 @@ def text_of_units(
         )
         for index, (tokens, language) in enumerate(zip(units, languages, strict=True))
     ]
-    return generate_texts(checkpoint, task, samples, decoding)
+    return generate_texts(checkpoint, task, samples, decoding, first_number)
 
 
 def cut_recording(path: Path, window_seconds: float, sampling_rate_hz: int) -> Iterator[Waveform]:
@@ -141,12 +151,13 @@ def _read_recording(tokenizer: SpeechTokenizer, path: Path, window_seconds: floa
 def _write_out(
     checkpoint: Checkpoint,
     recordings: Sequence[_Recording],
-    language: str,
+    language: str | None,
     task: SpeechTask,
     decoding: DecodingConfig,
+    first_number: int,
 ) -> Iterator[Transcript]:
     units = [window for recording in recordings for window in recording.units]
-    texts = iter(text_of_units(checkpoint, units, [language] * len(units), task, decoding))
+    texts = iter(text_of_units(checkpoint, units, [language] * len(units), task, decoding, first_number))
     for recording in recordings:
         if recording.error is not None:
             yield Transcript(path=recording.path, error=recording.error)

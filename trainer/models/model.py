@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -42,8 +42,10 @@ def build_model(
 
     Raises:
         ConfigError: `config.init` cannot be loaded or cannot be grown to the vocabulary or the length.
-        FingerprintMismatchError: `config.init` has another text tokenizer, or another vocabulary.
+        FingerprintMismatchError: `config.init` has another text tokenizer, or another vocabulary; or the text
+            tokenizer has a token of ours, so that no checkpoint could be saved.
     """
+    _extend_tokenizer(text_dir, vocabulary)
     if config.init is None:
         return _with_token_ids(new_model(config, vocabulary.size, max_length, seed), vocabulary)
     model = _load_init(config.init, read_init_config(config, max_length))
@@ -104,6 +106,12 @@ def save_tokenizer(text_dir: Path, vocabulary: Vocabulary, directory: Path) -> N
         FingerprintMismatchError: The ids would not be those of the vocabulary.
         OSError: The disk is full or fails.
     """
+    tokenizer = _extend_tokenizer(text_dir, vocabulary)
+    with as_os_errors(directory):
+        tokenizer.save_pretrained(directory)
+
+
+def _extend_tokenizer(text_dir: Path, vocabulary: Vocabulary) -> Any:
     from transformers import AddedToken, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(text_dir)
@@ -111,15 +119,18 @@ def save_tokenizer(text_dir: Path, vocabulary: Vocabulary, directory: Path) -> N
         raise FingerprintMismatchError(
             f"{text_dir}: {len(tokenizer)} entries, the vocabulary has {vocabulary.num_text} text tokens"
         )
-    names = vocabulary.added_tokens()
+    names, known = vocabulary.added_tokens(), tokenizer.get_vocab()
     # Units are no special tokens, so that decoding with `skip_special_tokens` keeps what the model said.
     tokenizer.add_tokens(
         [AddedToken(name, normalized=False, special=name in SPECIAL_TOKENS) for name in names]
     )
     if tokenizer.convert_tokens_to_ids(names) != list(range(vocabulary.num_text, vocabulary.num_used)):
-        raise FingerprintMismatchError(f"{text_dir}: already has tokens such as {names[0]}")
-    with as_os_errors(directory):
-        tokenizer.save_pretrained(directory)
+        taken = next((name for name in names if name in known), names[0])
+        raise FingerprintMismatchError(
+            f"{text_dir}: this text tokenizer has {taken} already, which is a token of dmlm; "
+            "build a codebook with another --text-tokenizer"
+        )
+    return tokenizer
 
 
 def _load_init(init: str, config: "PretrainedConfig") -> "PreTrainedModel":

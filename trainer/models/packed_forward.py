@@ -1,7 +1,6 @@
 """Running a causal language model on packed rows: attention inside each sequence, loss where there is some.
 
-Suffixes: B batch (1 when packed), T token of the packed row, D width, N token that carries loss,
-V vocabulary.
+Suffixes: B batch (1 when packed), T token of the packed row, D width, N token that carries loss.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -64,9 +63,3 @@ def packed_hidden(model: "PreTrainedModel", batch: PackedBatch) -> Tensor:
         use_cache=False,
     ).last_hidden_state
     return hidden_BTD[0].index_select(0, batch.predictors_N)
-
-
-def packed_logits(model: "PreTrainedModel", batch: PackedBatch) -> Tensor:
-    """Logits N × V of the same tokens."""
-    logits_NV: Tensor = model.get_output_embeddings()(packed_hidden(model, batch))
-    return logits_NV

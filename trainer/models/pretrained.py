@@ -35,6 +35,8 @@ DROPOUT_FIELDS: Final = (
 
 NOISE_SHARE: Final = 0.5
 """How far new rows lie from each other, in standard deviations of the text rows; see docs/models.md."""
+PROBE: Final = "Hello  World\n\n5 don't\tnaïve CAFÉ, cafe\u0301 12,345.67€ ﬁ １２ 東京 🙂 (a_b) \r\n  it's"
+"""Cases, digits, white space, contractions, forms of letters: tokenizers treat each in their own way."""
 _NUM_CHECKED: Final = 16
 """Tokens of the sequences that packing is checked with."""
 _LOGIT_TOLERANCE: Final = 1e-3
@@ -58,14 +60,26 @@ def read_init_config(config: ModelConfig, max_length: int) -> "PretrainedConfig"
 
 
 def check_text_tokenizer(init: str, text_dir: Path) -> None:
-    """Raises FingerprintMismatchError unless the pretrained model's tokenizer gives the ids of the shards."""
+    """Checks the pretrained model's tokenizer against that of the shards.
+
+    Their files may differ where ids do not, as those of a GGUF file and of a folder, so vocabularies are
+    compared, and the ids of a text on which rules of splitting and normalising differ.
+
+    Raises:
+        FingerprintMismatchError: It has another vocabulary, or other rules.
+    """
     from transformers import AutoTokenizer
 
-    theirs, ours = _load_tokenizer(init).get_vocab(), AutoTokenizer.from_pretrained(text_dir).get_vocab()
-    if theirs != ours:
+    theirs, ours = _load_tokenizer(init), AutoTokenizer.from_pretrained(text_dir)
+    remedy = f"run `dmlm-cli build-codebook --text-tokenizer {init}` and tokenize with that codebook"
+    if theirs.get_vocab() != ours.get_vocab():
         raise FingerprintMismatchError(
-            f"--init {init}: its text tokenizer ({len(theirs)} entries) is not the shards' ({len(ours)} "
-            f"entries); run `dmlm-cli build-codebook --text-tokenizer {init}` and tokenize with that codebook"
+            f"--init {init}: its text tokenizer ({len(theirs.get_vocab())} entries) is not the shards' "
+            f"({len(ours.get_vocab())} entries); {remedy}"
+        )
+    if len({tuple(part(PROBE, add_special_tokens=False).input_ids) for part in (theirs, ours)}) > 1:
+        raise FingerprintMismatchError(
+            f"--init {init}: its text tokenizer has the shards' entries, but gives texts other ids; {remedy}"
         )
 
 

@@ -58,7 +58,7 @@ class EvaluateConfig:
     out_path: Path
     task: str = "asr"
     splits: tuple[str, ...] | None = None
-    """None: every split that the checkpoint was not trained on."""
+    """None: the test splits that the checkpoint was not trained on, or else its other held-out ones."""
     keys: tuple[str, ...] = ("*",)
     """Globs on the keys of the samples."""
     train_shards: tuple[Path, ...] = ()
@@ -92,7 +92,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     _check_task(config)
     checkpoint = load_checkpoint(resolve_checkpoint(config.checkpoint), str(open_device(config.device)))
     shards = open_matching_shards(config.shards, checkpoint, config.task)
-    splits = choose_splits(shards, config.splits, checkpoint.settings.recipe)
+    splits = choose_splits(shards, config.splits, config.task, checkpoint.settings.recipe)
     references = list(islice(read_references(shards, splits, config.task, config.keys), config.limit))
     if not references:
         raise ConfigError(

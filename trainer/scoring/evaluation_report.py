@@ -12,6 +12,7 @@ import dmlm
 from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.trainer.decoding.generation import Speed
 from dmlm.trainer.scoring import Scores, UtteranceScore
+from dmlm.trainer.settings import RUN_SETTINGS_NAME
 
 PACKAGES: Final = (
     *("torch", "transformers", "jiwer", "sacrebleu", "pycocoevalcap", "openai-whisper"),
@@ -29,6 +30,8 @@ TITLES: Final[Mapping[str, str]] = {
     "meteor": "METEOR",
 }
 """Scores by name; error rates are shown in percent."""
+EVALUATIONS_NAME: Final = "evaluations"
+"""Folder in a run for the scores of its checkpoints."""
 _RATES: Final = ("wer", "wer_raw", "cer")
 
 
@@ -136,6 +139,13 @@ class EvaluationReport:
         """Writes `out_path` and, beside it, `.samples.jsonl` with every sample."""
         write_samples(out_path, [utterance.to_json() for utterance in self.utterances])
         write_json(out_path, self.to_json() | {"settings": dict(settings), "versions": package_versions()})
+
+
+def default_out_path(checkpoint: Path, task: str) -> Path:
+    """Where scores of a checkpoint go: into its run or beside it, as training removes checkpoints."""
+    folder = checkpoint.resolve()  # `best` is a link to another one each time
+    is_of_a_run = (folder.parent / RUN_SETTINGS_NAME).is_file()
+    return folder.parent / (EVALUATIONS_NAME if is_of_a_run else "") / f"{folder.name}.{task}.json"
 
 
 def score_table(rows: Mapping[str, Scores]) -> str:

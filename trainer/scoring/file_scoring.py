@@ -1,6 +1,10 @@
-"""`score`: plain text files of any system, scored as `evaluate` scores a checkpoint."""
+"""`score`: plain text files of any system, scored as `evaluate` scores a checkpoint.
 
-from collections.abc import Sequence
+Lines are `key<TAB>text`, joined by key, or texts alone, joined by place.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +27,8 @@ from dmlm.trainer.scoring.evaluation_report import (
 )
 
 FILE_TASKS: Final = ("asr", "s2tt", "i2t")
+NUM_NAMED: Final = 5
+"""Keys that a message names at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +37,8 @@ class ScoreConfig:
 
     task: str
     reference_paths: tuple[Path, ...]
-    """One sample a line; further files hold second, third ... references."""
+    """Of lines with keys, a sample has a reference in each line with its key. Of lines without, further files
+    hold second, third ... references."""
     hypothesis_path: Path
     language: str
     text_rule: str = "plain"
@@ -43,19 +50,29 @@ def score_files(config: ScoreConfig) -> str:
     """Scores as a table; with `out_path`, also a json file and its `.samples.jsonl`.
 
     Raises:
-        ConfigError: A file is missing, or has another number of lines, or there is no such task or rule.
+        ConfigError: A file is missing, has another number of lines or other keys, or there is no such task or
+            rule.
         MissingDependencyError: A scorer's package is not installed.
     """
-    hypotheses = _read_lines(config.hypothesis_path)
-    references = _read_references(config.reference_paths, config.hypothesis_path, len(hypotheses))
-    scores = _score(config, references, hypotheses)
+    samples = _read_samples(config)
+    scores = _score(config, [sample.references for sample in samples], [s.hypothesis for s in samples])
     if config.out_path is not None:
-        pairs = zip(references, hypotheses, strict=True)
-        lines = [{"references": texts, "hypothesis": hypothesis} for texts, hypothesis in pairs]
-        write_samples(config.out_path, lines)
+        write_samples(config.out_path, [sample.to_json() for sample in samples])
         content = {"task": config.task, "metrics": scores.to_json(), "settings": _settings(config)}
         write_json(config.out_path, content | {"versions": package_versions()})
     return score_table({str(config.hypothesis_path): scores})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    key: str | None
+    """None: lines have none."""
+    references: list[str]
+    hypothesis: str
+
+    def to_json(self) -> dict[str, Any]:
+        key = {} if self.key is None else {"key": self.key}
+        return key | {"references": self.references, "hypothesis": self.hypothesis}
 
 
 def _score(config: ScoreConfig, references: Sequence[list[str]], hypotheses: Sequence[str]) -> Scores:
@@ -64,21 +81,69 @@ def _score(config: ScoreConfig, references: Sequence[list[str]], hypotheses: Seq
     if config.task == "i2t":
         warn_of_few_images(len(hypotheses))
         return score_captions(references, hypotheses, with_meteor=config.language == "en")
-    if config.task != "asr" or len(config.reference_paths) > 1:
-        raise ConfigError(f"task {config.task}: one of {', '.join(FILE_TASKS)}; asr has one reference file")
+    if config.task != "asr" or any(len(texts) > 1 for texts in references):
+        raise ConfigError(
+            f"task {config.task}: one of {', '.join(FILE_TASKS)}; asr has one reference a sample"
+        )
     pairs = zip(references, hypotheses, strict=True)
     return score_utterances(
         [score_utterance(texts[0], text, config.text_rule, config.language) for texts, text in pairs]
     )
 
 
-def _read_references(paths: Sequence[Path], hypothesis_path: Path, num_lines: int) -> list[list[str]]:
-    columns = [_read_lines(path) for path in paths]
-    for path, column in zip(paths, columns, strict=True):
-        if len(column) != num_lines:
-            raise ConfigError(f"{path}: {len(column)} lines, {hypothesis_path} has {num_lines}")
-    # The first reference may be empty, as a transcript of silence is; further ones are then missing.
-    return [[texts[0], *filter(None, texts[1:])] for texts in zip(*columns, strict=True)]
+def _read_samples(config: ScoreConfig) -> list[_Sample]:
+    paths = (*config.reference_paths, config.hypothesis_path)
+    files = [_read_lines(path) for path in paths]
+    has_keys = any("\t" in line for lines in files for line in lines)
+    return list((_join_keys if has_keys else _join_places)(paths, files))
+
+
+def _join_places(paths: Sequence[Path], files: Sequence[list[str]]) -> Iterator[_Sample]:
+    """Samples of files that have a line for each; the hypotheses are the last one."""
+    *columns, hypotheses = files
+    for path, column in zip(paths, columns, strict=False):
+        if len(column) != len(hypotheses):
+            raise ConfigError(f"{path}: {len(column)} lines, {paths[-1]} has {len(hypotheses)}")
+    for texts, hypothesis in zip(zip(*columns, strict=True), hypotheses, strict=True):
+        yield _Sample(key=None, references=_present(texts), hypothesis=hypothesis)
+
+
+def _join_keys(paths: Sequence[Path], files: Sequence[list[str]]) -> Iterator[_Sample]:
+    """Samples in the order of the references."""
+    *columns, answers = [list(_split_keys(*file)) for file in zip(paths, files, strict=True)]
+    references: dict[str, list[str]] = {}
+    for key, text in (line for column in columns for line in column):
+        references.setdefault(key, []).append(text)
+    hypotheses = dict(answers)
+    _check_keys(paths[-1], Counter(key for key, _ in answers), references)
+    for key, texts in references.items():
+        yield _Sample(key=key, references=_present(texts), hypothesis=hypotheses[key])
+
+
+def _split_keys(path: Path, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(lines, start=1):
+        key, tab, text = line.partition("\t")
+        if not (key and tab):
+            raise ConfigError(f"{path}: line {number} is not key<TAB>text, as other lines are: {line[:60]!r}")
+        yield key, text
+
+
+def _check_keys(path: Path, keys: Mapping[str, int], wanted: Collection[str]) -> None:
+    """Raises ConfigError, naming keys, unless there is each wanted key once, and no other."""
+    problems = {
+        "has several lines of": [key for key, num_lines in keys.items() if num_lines > 1],
+        "lacks": [key for key in wanted if key not in keys],
+        "has keys that no reference has:": [key for key in keys if key not in wanted],
+    }
+    for problem, found in problems.items():
+        if found:
+            more = f" and {len(found) - NUM_NAMED} more" if len(found) > NUM_NAMED else ""
+            raise ConfigError(f"{path}: {problem} {', '.join(found[:NUM_NAMED])}{more}")
+
+
+def _present(texts: Sequence[str]) -> list[str]:
+    """The first reference may be empty, as a transcript of silence is; further ones are then missing."""
+    return [texts[0], *filter(None, texts[1:])]
 
 
 def _read_lines(path: Path) -> list[str]:

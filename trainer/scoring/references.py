@@ -2,22 +2,28 @@
 
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+import pyarrow.compute as pc
+
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.shards import DatasetCard, ShardReader, load_dataset_card, open_shard
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.storage import sha256_json
+from dmlm.pipeline.tokenizers import first_difference
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.config import Recipe, matches
 from dmlm.trainer.data.tasks import TASKS
 
 SCORED_TASKS: Final = ("asr", "s2tt", "i2t", "t2s")
+TEST_SPLITS: Final = ("test*", "val2017")
+"""Globs on the splits that are scored rather than tuned on; COCO's test captions are not public."""
 _TEXT_MEMBERS: Final = ("text", "translation")
 
 _logger = logging.getLogger(__name__)
@@ -100,24 +106,32 @@ def open_matching_shards(directories: Sequence[Path], checkpoint: Checkpoint, ta
     return shards
 
 
-def choose_splits(shards: Sequence[ScoredShard], wanted: Sequence[str] | None, recipe: Recipe) -> list[str]:
-    """The splits wanted; by default those held out of training, or all where none was.
+def choose_splits(
+    shards: Sequence[ScoredShard], wanted: Sequence[str] | None, task: str, recipe: Recipe
+) -> list[str]:
+    """The splits wanted; by default test splits that were held out of training, and says so.
+
+    Where no test split was held out, the others that were; all where none was.
 
     Raises:
         ConfigError: A split wanted is not there.
     """
-    groups = (shard.reader.index.group_by(["source", "split"]).aggregate([]) for shard in shards)
-    pairs = {(row["source"], row["split"]) for group in groups for row in group.to_pylist()}
-    present = sorted({split for _, split in pairs})
     if wanted is not None:
+        present = sorted({split for _, split in _find_splits(shards)})
         if missing := [split for split in wanted if split not in present]:
             raise ConfigError(f"no split {', '.join(missing)}: there are {', '.join(present)}")
         return list(wanted)
+    pairs = _find_splits(shards, _counts(task)) or _find_splits(shards)
     trained = {split for source, split in pairs if recipe.trains_on(source, split)}
-    held_out = [split for split in present if split not in trained]
+    held_out = sorted({split for _, split in pairs} - trained)
     if not held_out:
-        _logger.warning("no split was held out of training: scoring %s", ", ".join(present))
-    return held_out or present
+        _logger.warning("no split was held out of training: scoring %s", ", ".join(sorted(trained)))
+        return sorted(trained)
+    chosen = [split for split in held_out if matches(split, TEST_SPLITS)] or held_out
+    others = [split for split in held_out if split not in chosen]
+    also = f"; held out, too, and not scored: {', '.join(others)}" if others else ""
+    sys.stderr.write(f"--split not given: scoring {', '.join(chosen)}{also}\n")
+    return chosen
 
 
 def read_references(
@@ -127,8 +141,7 @@ def read_references(
 
     Only samples whose key matches one of the globs `keys`.
     """
-    counts = [f"num_{member}_tokens" for member in TASKS[task].members]
-    text = _text_member(task)
+    counts, text = _counts(task), _text_member(task)
     gathered: list[Reference] = []
     for shard in shards:
         for row, fields in enumerate(shard.reader.index.to_pylist()):
@@ -195,6 +208,23 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[\w']+", text.lower())
 
 
+def _counts(task: str) -> list[str]:
+    """Columns of the index that are above 0 in samples of the task."""
+    return [f"num_{member}_tokens" for member in TASKS[task].members]
+
+
+def _find_splits(shards: Sequence[ScoredShard], counts: Sequence[str] = ()) -> set[tuple[str, str]]:
+    """Source and split of the samples of which no count is 0."""
+    found: set[tuple[str, str]] = set()
+    for shard in shards:
+        index = shard.reader.index
+        for name in counts:
+            index = index.filter(pc.field(name) > 0)
+        rows = index.group_by(["source", "split"]).aggregate([]).to_pylist()
+        found |= {(row["source"], row["split"]) for row in rows}
+    return found
+
+
 def _join(captions: Sequence[Reference]) -> Reference:
     """One reference with the texts of all."""
     texts = tuple(text for caption in captions for text in caption.texts)
@@ -214,8 +244,7 @@ def _check_fingerprints(checkpoint: Checkpoint, directory: Path, card: DatasetCa
         ours, theirs = checkpoint.settings.fingerprints.get(modality), card.fingerprints.get(modality)
         if ours is None:
             raise ConfigError(f"{checkpoint.path}: was trained without {modality}")
-        if theirs is not None and dict(ours) != dict(theirs):
-            name = next(n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n))
+        if theirs is not None and (name := first_difference(ours, theirs)):
             raise FingerprintMismatchError(
                 f"{modality} tokens differ: {name} is {ours.get(name)} in {checkpoint.path} and "
                 f"{theirs.get(name)} in {directory}; tokenize with the codebook of the training data"

@@ -73,19 +73,6 @@ class AsrMetrics:
     num_insertions: int
 
 
-def score_asr(
-    references: Sequence[str], hypotheses: Sequence[str], text_rule: str, language: str | None
-) -> AsrMetrics:
-    """Scores a corpus of one text rule and one language.
-
-    Raises:
-        ValueError: Numbers of references and hypotheses differ.
-        MissingDependencyError: jiwer or openai-whisper is not installed.
-    """
-    pairs = zip(references, hypotheses, strict=True)
-    return sum_scores(score_utterance(*pair, text_rule, language) for pair in pairs)
-
-
 def score_utterance(reference: str, hypothesis: str, text_rule: str, language: str | None) -> UtteranceScore:
     """Scores one utterance; texts as the corpus and the model have them."""
     raw = apply_text_rule(text_rule, reference), apply_text_rule(text_rule, hypothesis)

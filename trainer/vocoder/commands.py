@@ -84,7 +84,7 @@ def train_vocoder(
 def speak(
     checkpoint: Path,
     vocoder: Path,
-    language: str,
+    language: str | None,
     device: str,
     out_dir: Path | None,
     texts: tuple[str, ...],

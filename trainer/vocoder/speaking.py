@@ -13,6 +13,7 @@ from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.generation import GREEDY, generate
+from dmlm.trainer.trained_tasks import choose_language
 from dmlm.trainer.vocoder.synthesis import open_vocoder
 from dmlm.trainer.vocoder.wav import write_wav
 
@@ -26,7 +27,8 @@ class SpeakConfig:
     vocoder: Path
     """Folder of `train-vocoder`, or a Seamless model."""
     out_dir: Path
-    language: str = "en"
+    language: str | None = None
+    """Of the texts; `none`: the prompt names none. None: the only one trained, or English among several."""
     decoding: DecodingConfig = GREEDY
     device: str = "auto"
 
@@ -49,7 +51,8 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
     """Says each text in a file `OUT/0001.wav`, `OUT/0002.wav`, …, in the order given.
 
     Raises:
-        ConfigError: There is no checkpoint or vocoder, a text is empty, or the language has no token.
+        ConfigError: There is no checkpoint or vocoder, a text is empty, or the model was not trained to
+            speak, or not in the language.
         FingerprintMismatchError: The vocoder speaks other units than the model's.
         CorruptInputError: Checkpoint or vocoder is damaged.
     """
@@ -57,15 +60,16 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
     fingerprint = checkpoint.settings.fingerprints.get(Modality.SPEECH)
     if fingerprint is None:
         raise ConfigError(f"{checkpoint.path}: was trained without speech")
+    language = choose_language(checkpoint.settings.trained, "t2s", config.language, checkpoint.path)
     vocoder = open_vocoder(config.vocoder, fingerprint, config.device)
-    samples = [_sample_of(checkpoint, text, config.language) for text in texts]
+    samples = [_sample_of(checkpoint, text, language) for text in texts]
     start = time.monotonic()
     outputs = {output.index: output for output in generate(checkpoint, "t2s", samples, config.decoding)}
     share_seconds = (time.monotonic() - start) / max(1, len(texts))
     are_runs = checkpoint.settings.recipe.sequence.collapse_runs
     for index, text in enumerate(texts):
         start, output = time.monotonic(), outputs[index]
-        waveform = vocoder.speak(output.tokens, are_runs=are_runs, language=config.language)
+        waveform = vocoder.speak(output.tokens, are_runs=are_runs, language=language)
         path = config.out_dir / f"{index + 1:04d}.wav"
         write_wav(path, waveform, vocoder.sampling_rate_hz)
         yield Spoken(
@@ -77,7 +81,7 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
         )
 
 
-def _sample_of(checkpoint: Checkpoint, text: str, language: str) -> Sample:
+def _sample_of(checkpoint: Checkpoint, text: str, language: str | None) -> Sample:
     """The text under the rule of the first data set of the training."""
     ruled = apply_text_rule(checkpoint.settings.datasets[0].text_rule, text)
     if not ruled:

@@ -86,7 +86,7 @@ def _loss_weights(loss_tokens_GM: FloatArray, sequences_G: FloatArray, recipe: R
 
 def _try_packing(groups: Sequence[Group], recipe: Recipe, seed: int, num_rows: int) -> float:
     """Share of the capacity that tokens fill."""
-    mix = Mix([replace(group, num_draws=0, num_tokens=0) for group in groups], seed)
+    mix = Mix([replace(group, num_draws=0, num_tokens=0, next_draws=[]) for group in groups], seed)
     packer = Packer(recipe.batch.max_tokens, recipe.batch.pool_size, mix.draw)
     num_tokens = sum(mix.lengths_D[packer.next_row()].sum() for _ in range(num_rows))
     return float(num_tokens) / (num_rows * recipe.batch.max_tokens)

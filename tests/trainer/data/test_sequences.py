@@ -1,7 +1,7 @@
 """The mix in other people's loops: stock webdataset and torch read it like any pipeline."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dmlm.pipeline.shards import iter_samples
 from dmlm.trainer.config import recipe_from_json
 from dmlm.trainer.data.dataset import open_training_data
 from dmlm.trainer.data.stream import TokenStream
-from dmlm.trainer.data.tasks import TASKS, build_sequence
+from dmlm.trainer.data.tasks import TASKS, TaskSequence
 
 RECIPE = recipe_from_json(
     {
@@ -37,7 +37,9 @@ def names(samples: Iterator[Mapping[str, Any]], count: int) -> list[tuple[str, s
     return [(sample["task"], sample["__key__"]) for sample in islice(samples, count)]
 
 
-def test_dicts_hold_the_sequences_of_their_samples(token_shards: Path) -> None:
+def test_dicts_hold_the_sequences_of_their_samples(
+    token_shards: Path, build_sequence: Callable[..., TaskSequence]
+) -> None:
     samples = {sample.key: sample for sample in iter_samples(token_shards)}
     stream = open_stream(token_shards)
     vocabulary = open_training_data([token_shards]).vocabulary

@@ -20,7 +20,7 @@ from dmlm.trainer.config import Recipe, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
 from dmlm.trainer.data.packing import PackedBatch, pack_sequences
 from dmlm.trainer.data.stream import TokenStream
-from dmlm.trainer.data.tasks import TASKS, build_sequence
+from dmlm.trainer.data.tasks import TASKS, TaskSequence
 
 EVERYTHING = [
     {"task": "asr", "weight": 6},
@@ -234,7 +234,9 @@ def test_a_state_of_another_mix_or_version_is_refused(data: TrainingData) -> Non
         stream.restore({"num_draws": 3, "open_rows": []})
 
 
-def test_a_batch_equals_what_its_samples_give_one_by_one(token_shards: Path, data: TrainingData) -> None:
+def test_a_batch_equals_what_its_samples_give_one_by_one(
+    token_shards: Path, data: TrainingData, build_sequence: Callable[..., TaskSequence]
+) -> None:
     samples = {sample.key: sample for sample in iter_samples(token_shards)}
     for sequence in ({"max_length": 64}, {"max_length": 64, "collapse_runs": True, "target_only": True}):
         recipe = recipe_of(EVERYTHING, sequence=sequence)

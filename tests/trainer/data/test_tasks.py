@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,13 +15,13 @@ from dmlm.trainer.data.tasks import (
     TASKS,
     TaskSequence,
     build_prompt,
-    build_sequence,
     collapse_runs,
     loss_token_counts,
     sequence_lengths,
 )
 
 VOCABULARY = Vocabulary(num_text=30, num_speech=20, num_image=16, bos_id=2, eos_id=3)
+BuildSequence = Callable[..., TaskSequence]
 PLAIN = SequenceConfig()
 
 
@@ -66,18 +68,18 @@ def test_every_task_has_a_golden_sequence() -> None:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_sequence_of_each_task(name: str) -> None:
+def test_sequence_of_each_task(name: str, build_sequence: BuildSequence) -> None:
     assert spell(build_sequence(TASKS[name], SAMPLE, VOCABULARY, PLAIN)) == GOLDEN[name]
 
 
-def test_target_only_takes_the_loss_from_the_source() -> None:
+def test_target_only_takes_the_loss_from_the_source(build_sequence: BuildSequence) -> None:
     config = SequenceConfig(target_only=True)
     asr = build_sequence(TASKS["asr"], SAMPLE, VOCABULARY, config)
     assert spell(asr) == "BOS <speech> <u5> <u5> <u7> </speech> <asr> <en> 10/t 11/t EOS/t"
     assert spell(build_sequence(TASKS["speech"], SAMPLE, VOCABULARY, config)) == GOLDEN["speech"]
 
 
-def test_runs_are_collapsed_in_source_and_target() -> None:
+def test_runs_are_collapsed_in_source_and_target(build_sequence: BuildSequence) -> None:
     config = SequenceConfig(collapse_runs=True)
     asr = build_sequence(TASKS["asr"], SAMPLE, VOCABULARY, config)
     assert spell(asr) == "BOS <speech> <u5>/s <u7>/s </speech>/s <asr> <en> 10/t 11/t EOS/t"
@@ -92,7 +94,7 @@ def test_collapsed_tokens_have_no_run_and_keep_every_change(values: list[int]) -
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_prompt_is_the_sequence_up_to_the_target(name: str) -> None:
+def test_prompt_is_the_sequence_up_to_the_target(name: str, build_sequence: BuildSequence) -> None:
     task = TASKS[name]
     sequence = build_sequence(task, SAMPLE, VOCABULARY, SequenceConfig(target_only=True))
     prompt = build_prompt(task, SAMPLE, VOCABULARY, SequenceConfig(target_only=True))
@@ -106,7 +108,7 @@ def test_prompt_needs_no_target() -> None:
     assert VOCABULARY.special_id("<en>") == prompt[-1]
 
 
-def test_a_text_of_unknown_language_has_no_language_token() -> None:
+def test_a_text_of_unknown_language_has_no_language_token(build_sequence: BuildSequence) -> None:
     sample = Sample(key="k", source="s", split="train", text_tokens=ids(4))
     assert spell(build_sequence(TASKS["text"], sample, VOCABULARY, PLAIN)) == "BOS 4/t EOS/t"
 
@@ -114,13 +116,13 @@ def test_a_text_of_unknown_language_has_no_language_token() -> None:
 def test_a_language_without_a_token_is_refused_by_name() -> None:
     sample = Sample(key="k", source="s", split="train", language="tlh", text_tokens=ids(4))
     with pytest.raises(ConfigError, match=r"sample k: language 'tlh' has no token"):
-        build_sequence(TASKS["text"], sample, VOCABULARY, PLAIN)
+        build_prompt(TASKS["text"], sample, VOCABULARY, PLAIN)
 
 
 def test_an_id_out_of_its_range_is_refused() -> None:
     sample = Sample(key="k", source="s", split="train", speech_tokens=ids(VOCABULARY.num_speech))
     with pytest.raises(CorruptInputError):
-        build_sequence(TASKS["speech"], sample, VOCABULARY, PLAIN)
+        build_prompt(TASKS["asr"], sample, VOCABULARY, PLAIN)
 
 
 def tokens_of(stop: int) -> st.SearchStrategy[np.ndarray | None]:
@@ -143,7 +145,9 @@ SAMPLES = st.builds(
 
 
 @given(sample=SAMPLES, collapsed=st.booleans(), target_only=st.booleans())
-def test_the_index_foretells_lengths_and_losses(sample: Sample, collapsed: bool, target_only: bool) -> None:
+def test_the_index_foretells_lengths_and_losses(
+    sample: Sample, collapsed: bool, target_only: bool, build_sequence: BuildSequence
+) -> None:
     config = SequenceConfig(collapse_runs=collapsed, target_only=target_only)
     index = build_index([index_row(sample, {})])
     for task in TASKS.values():

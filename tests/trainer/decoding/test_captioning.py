@@ -21,6 +21,7 @@ from dmlm.trainer.config import (
     SequenceConfig,
     TrainConfig,
 )
+from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.captioning import caption
 from dmlm.trainer.loop import train
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
@@ -101,6 +102,19 @@ def test_files_get_the_captions_learnt_and_bad_ones_a_reason(painted_run: Painte
     assert [found.text for found in captions] == ["It is blue.", "", "It is green."]
     assert isinstance(captions[1].error, ImageError)
     assert captions[0].error is captions[2].error is None
+
+
+def test_how_many_images_go_together_does_not_change_what_is_drawn(
+    painted_run: PaintedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [painted_run.images / "000000000003.jpg"] * 3
+    sampling = DecodingConfig(temperature=4.0, seed=1, max_new_tokens=12)
+    drawn = []
+    for files_at_once in (32, 1):
+        monkeypatch.setattr("dmlm.trainer.decoding.captioning.FILES_AT_ONCE", files_at_once)
+        drawn.append([found.text for found in caption(painted_run.run, files, "cpu", decoding=sampling)])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 3
 
 
 def test_command_prints_a_line_for_each_image(painted_run: PaintedRun, capsys) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,11 @@ import soundfile
 from dmlm.cli import run
 from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import AudioError, ConfigError
+from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.trainer.config import TrainConfig
+from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import cut_recording, transcribe
+from dmlm.trainer.loop import train
 
 RATE_HZ = 16_000
 
@@ -24,6 +29,20 @@ def test_files_of_every_format_give_the_words_spoken(spoken_run, tmp_path: Path)
     assert transcripts[2].error is None
     assert transcripts[2].text
     assert transcripts[0].duration_seconds == pytest.approx(len(samples) / rate_hz)
+
+
+def test_how_many_files_go_together_does_not_change_what_is_drawn(
+    spoken_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's random numbers depend on its place among all files: none draws those of an earlier one."""
+    files = [spoken_run.audio_path("train-tiny", 1)] * 3
+    sampling = DecodingConfig(temperature=3.0, seed=1)
+    drawn = []
+    for files_at_once in (16, 1, 2):
+        monkeypatch.setattr("dmlm.trainer.decoding.transcription.FILES_AT_ONCE", files_at_once)
+        drawn.append([t.text for t in transcribe(spoken_run.run, files, "cpu", decoding=sampling)])
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len(set(drawn[0])) == 3
 
 
 def test_bad_file_is_reported_and_the_next_one_transcribed(spoken_run, tmp_path: Path) -> None:
@@ -83,11 +102,39 @@ def test_text_that_was_cut_is_noted(spoken_run, capsys) -> None:
     assert "birds" not in printed.out
 
 
-def test_translation_into_a_language_without_a_token_is_refused(spoken_run, capsys) -> None:
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["transcribe", "--language", "de"], "was not trained on asr in the language de; choose one of en"),
+        (["transcribe", "--language", "none"], "in the language none; choose one of en"),
+        (["translate"], "was not trained on s2tt, but on asr (en)"),
+    ],
+)
+def test_what_was_not_trained_is_refused(command: list[str], message: str, spoken_run, capsys) -> None:
     good = str(spoken_run.audio_path("train-tiny", 1))
-    arguments = ["translate", "--checkpoint", str(spoken_run.run), "--device", "cpu", "--to", "xx", good]
-    assert run(arguments) == 2
-    assert "'xx' has no token" in capsys.readouterr().err
+    assert run([*command, "--checkpoint", str(spoken_run.run), "--device", "cpu", good]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_of_texts_without_a_language_is_prompted_as_it_was_trained(
+    spoken_run, tmp_path: Path
+) -> None:
+    files = [spoken_run.audio_path("train-tiny", number) for number in range(4)]
+    lines = [{"audio": str(file), "text": f"number {number}"} for number, file in enumerate(files)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    shards = tmp_path / "shards"
+    tokenize(
+        TokenizeConfig(
+            source="jsonl", root=tmp_path, codebook_dir=spoken_run.codebook, out_dir=shards, device="cpu"
+        )
+    )
+    train(TrainConfig(shards=(shards,), recipe=spoken_run.recipe, out_dir=tmp_path / "run", device="cpu"))
+    expected = [f"number {number}" for number in range(4)]
+    for language in (None, "none"):
+        transcripts = transcribe(tmp_path / "run", files, "cpu", language)
+        assert [transcript.text for transcript in transcripts] == expected
+    with pytest.raises(ConfigError, match="in the language en; choose one of none"):
+        list(transcribe(tmp_path / "run", files, "cpu", "en"))
 
 
 def test_missing_checkpoint_is_a_config_error(tmp_path: Path) -> None:

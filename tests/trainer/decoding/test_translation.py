@@ -28,7 +28,10 @@ def test_command_prints_the_translations_learnt(spoken_run, tmp_path: Path, caps
     recipe = replace(spoken_run.recipe, mix=(MixEntry(task="s2tt", weight=1.0),))
     train(TrainConfig(shards=(shards,), recipe=recipe, out_dir=tmp_path / "run", device="cpu"))
     capsys.readouterr()
-    arguments = ["--checkpoint", str(tmp_path / "run"), "--device", "cpu", "--to", "de"]
-    assert run(["translate", *arguments, files[2], files[1]]) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert printed == [f"{files[2]}\t{TRANSLATIONS[2]}", f"{files[1]}\t{TRANSLATIONS[1]}"]
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--device", "cpu"]
+    for language in (["--to", "de"], []):
+        assert run(["translate", *arguments, *language, files[2], files[1]]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert printed == [f"{files[2]}\t{TRANSLATIONS[2]}", f"{files[1]}\t{TRANSLATIONS[1]}"]
+    assert run(["translate", *arguments, "--to", "xx", files[2]]) == 2
+    assert "was not trained on s2tt in the language xx; choose one of de" in capsys.readouterr().err

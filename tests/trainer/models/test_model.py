@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
 )
 
+from dmlm.pipeline.errors import FingerprintMismatchError
 from dmlm.pipeline.tokenizers.text import train_bpe
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import LossConfig, ModelConfig
@@ -19,7 +21,7 @@ from dmlm.trainer.data.tasks import TaskSequence
 from dmlm.trainer.loss import count_loss_tokens, token_weights
 from dmlm.trainer.models.attention import use_kernel
 from dmlm.trainer.models.model import build_model
-from dmlm.trainer.models.packed_forward import PackedModel, packed_logits
+from dmlm.trainer.models.packed_forward import PackedModel, packed_hidden
 
 VOCABULARY = Vocabulary(num_text=258, num_speech=20, num_image=16, bos_id=0, eos_id=0)
 TINY = ModelConfig(num_layers=2, width=32, num_heads=2, dropout=0.0)
@@ -45,6 +47,11 @@ def random_sequences(num_sequences: int = 6, seed: int = 0) -> list[TaskSequence
         codes = np.array([-1, *rng.integers(-1, 3, length - 1)], np.int8)
         sequences.append(TaskSequence(tokens_T=tokens, modality_T=codes, num_prompt=1))
     return sequences
+
+
+def packed_logits(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
+    """Of the tokens that carry loss."""
+    return model.get_output_embeddings()(packed_hidden(model, batch))
 
 
 def loss_of(model: PreTrainedModel, batches: list[PackedBatch]) -> torch.Tensor:
@@ -148,6 +155,17 @@ def test_from_scratch_follows_the_architecture_the_vocabulary_and_the_seed(
     assert models[0].config.max_position_embeddings == 64
     # No row is taken for padding, whose gradient torch would drop.
     assert models[0].get_input_embeddings().padding_idx is None
+
+
+def test_a_text_tokenizer_that_has_one_of_our_tokens_is_refused_before_the_first_step(
+    text_dir: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(text_dir)
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(tmp_path)
+    vocabulary = replace(VOCABULARY, num_text=259)
+    with pytest.raises(FingerprintMismatchError, match="has <image> already"):
+        build_model(TINY, vocabulary, text_dir=tmp_path, max_length=64, seed=0)
 
 
 def test_new_positions_begin_like_their_neighbours_and_smaller_than_the_tokens(

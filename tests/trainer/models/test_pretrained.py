@@ -24,6 +24,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2Tokenizer,
     Qwen3Config,
 )
 
@@ -35,7 +36,7 @@ from dmlm.trainer.data.packing import pack_sequences
 from dmlm.trainer.data.tasks import TaskSequence
 from dmlm.trainer.models.attention import use_kernel
 from dmlm.trainer.models.model import build_model, load_model, save_model
-from dmlm.trainer.models.packed_forward import packed_logits
+from dmlm.trainer.models.packed_forward import packed_hidden
 
 VOCABULARY = Vocabulary(num_text=258, num_speech=20, num_image=16, bos_id=0, eos_id=0)
 NUM_ROWS = 264
@@ -78,11 +79,12 @@ LEARNED = ("opt", "gpt2")
 
 @pytest.fixture(scope="module")
 def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bytes; with the token that transformers gives to every Qwen2 tokenizer that lacks it."""
+    """Bytes; with the token and the rules that transformers gives to every tokenizer of a Qwen model."""
     directory = tmp_path_factory.mktemp("text")
     train_bpe([], 256).save(directory)
     for path in directory.iterdir():
         path.write_text(path.read_text().replace("<pad>", "<|endoftext|>"))
+    Qwen2Tokenizer.from_pretrained(directory).save_pretrained(directory)
     return directory
 
 
@@ -133,7 +135,7 @@ def test_packed_rows_give_the_logits_of_stock_transformers(
     use_kernel(model, "sequences")
     sequences = random_sequences(max_length)
     with torch.no_grad():
-        packed = packed_logits(model, pack_sequences(sequences))
+        packed = model.get_output_embeddings()(packed_hidden(model, pack_sequences(sequences)))
         alone = [stock(torch.tensor(s.tokens_T[None].astype(np.int64))).logits[0, :-1] for s in sequences]
     torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-9, atol=1e-9)
 
@@ -270,6 +272,17 @@ def test_another_text_tokenizer_is_refused_with_the_command_that_helps(
     vocabulary = Vocabulary(num_text=262, num_speech=20, num_image=16, bos_id=0, eos_id=0)
     with pytest.raises(FingerprintMismatchError, match=r"258 entries.*262 entries.*--text-tokenizer"):
         build_model(ModelConfig(init=str(tmp_path)), vocabulary, text_dir=other, max_length=8, seed=0)
+
+
+def test_a_text_tokenizer_of_the_same_entries_and_other_rules_is_refused(tmp_path: Path) -> None:
+    text_dir, init = tmp_path / "text", tmp_path / "llm"
+    train_bpe([], 256).save(text_dir)
+    save_llm(init, text_dir, CONFIGS["opt"]())
+    assert grow(init, text_dir).config.vocab_size == VOCABULARY.size
+    path = init / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(FingerprintMismatchError, match=r"gives texts other ids.*--text-tokenizer"):
+        grow(init, text_dir)
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, text_dir: Path) -> None:

@@ -15,8 +15,9 @@ from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
 from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import text_of_units
-from dmlm.trainer.scoring import score_asr
+from dmlm.trainer.scoring import score_utterance, sum_scores
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, EvaluationReport, evaluate
+from dmlm.trainer.scoring.evaluation_report import default_out_path
 from dmlm.trainer.settings import read_settings
 
 
@@ -76,8 +77,8 @@ def test_files_hold_what_the_report_says(config: EvaluateConfig) -> None:
     names = ("num_substitutions", "num_deletions", "num_insertions")
     num_errors = sum(line[name] for line in lines for name in names)
     assert num_errors / sum(line["num_words"] for line in lines) == pytest.approx(report.metrics.wer_raw)
-    again = score_asr(
-        [line["reference"] for line in lines], [line["hypothesis"] for line in lines], "lower", "en"
+    again = sum_scores(
+        score_utterance(line["reference"], line["hypothesis"], "lower", "en") for line in lines
     )
     assert (again.wer, again.wer_raw, again.cer) == (
         report.metrics.wer,
@@ -102,8 +103,8 @@ def test_control_equals_decoding_the_neighbours_units(config: EvaluateConfig, sp
     hypotheses = text_of_units(
         checkpoint, swapped, ["en"] * len(samples), "asr", DecodingConfig(batch_size=2)
     )
-    texts = [hypothesis.text for hypothesis in hypotheses]
-    metrics = score_asr([sample.text for sample in samples], texts, "lower", "en")
+    pairs = zip(samples, hypotheses, strict=True)
+    metrics = sum_scores(score_utterance(said.text, heard.text, "lower", "en") for said, heard in pairs)
     assert (metrics.wer, metrics.cer) == (report.neighbour.wer, report.neighbour.cer)
 
 
@@ -195,6 +196,22 @@ def test_corpora_are_not_fetched_for_a_task_that_hears_no_recordings(
     data = ["--checkpoint", str(spoken_run.run), "--shards", str(spoken_run.shards), "--limit", "1"]
     assert run(["evaluate", *data, "--device", "cpu", "--out", str(config.out_path)]) == 0
     assert config.out_path.exists()
+
+
+def test_scores_lie_where_training_removes_nothing(spoken_run, tmp_path: Path, capsys) -> None:
+    whole = resolve_checkpoint(spoken_run.run)
+    (tmp_path / "best").symlink_to(whole)
+    assert (
+        default_out_path(tmp_path / "best", "i2t")
+        == spoken_run.run / "evaluations" / f"{whole.name}.i2t.json"
+    )
+    alone = tmp_path / "model"
+    shutil.copytree(whole, alone)
+    data = ["--checkpoint", str(alone), "--shards", str(spoken_run.shards), "--limit", "1"]
+    assert run(["evaluate", *data, "--device", "cpu"]) == 0
+    assert f"--out not given: using {tmp_path}/model.asr.json" in capsys.readouterr().err
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"best", "model", "model.asr.json", "model.asr.json.samples.jsonl"}
 
 
 def test_beams_are_written_into_the_settings(config: EvaluateConfig) -> None:

@@ -72,3 +72,51 @@ def test_files_of_unequal_length_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="2 lines"):
         score_files(config)
+
+
+def keyed(tmp_path: Path, references: list[str], hypotheses: list[str], task: str = "asr") -> ScoreConfig:
+    return ScoreConfig(
+        task=task,
+        reference_paths=(write(tmp_path / "r", *references),),
+        hypothesis_path=write(tmp_path / "h", *hypotheses),
+        language="en",
+        out_path=tmp_path / "scores.json",
+    )
+
+
+def test_lines_with_keys_are_joined_by_them(tmp_path: Path) -> None:
+    config = keyed(tmp_path, ["a\tthe cat", "b\ta dog"], ["b\ta dog", "a\tthe cat"])
+    assert "0.0 %" in score_files(config)
+    lines = [json.loads(line) for line in (tmp_path / "scores.json.samples.jsonl").read_text().splitlines()]
+    assert lines[1] == {"key": "b", "references": ["a dog"], "hypothesis": "a dog"}
+
+
+def test_a_key_may_have_several_references_in_one_file_and_in_others(tmp_path: Path) -> None:
+    config = keyed(
+        tmp_path,
+        ["1\tx y z w", "2\tein Haus am See", "1\ta b c d"],
+        ["1\ta b c d", "2\tein Haus am Teich"],
+        task="s2tt",
+    )
+    more = write(tmp_path / "more", "2\tein Haus am Teich")
+    assert "100.0" in score_files(replace(config, reference_paths=(*config.reference_paths, more)))
+    with pytest.raises(ConfigError, match="asr has one reference a sample"):
+        score_files(replace(config, task="asr"))
+
+
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [
+        (["a\tx", "b\ty", "c\tz"], ["a\tx"], "h: lacks b, c"),
+        (["a\tx"], ["a\tx", "d\ty"], "h: has keys that no reference has: d"),
+        (["a\tx"], ["a\tx", "a\ty"], "h: has several lines of a"),
+        (["a\tx", "no tab"], ["a\tx"], "r: line 2 is not key<TAB>text, as other lines are: 'no tab'"),
+        (["a\tx"], ["x"], "h: line 1 is not key<TAB>text"),
+        (["\tx"], ["a\tx"], "r: line 1 is not key<TAB>text"),
+    ],
+)
+def test_keys_that_do_not_fit_are_named(
+    references: list[str], hypotheses: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        score_files(keyed(tmp_path, references, hypotheses))

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -8,8 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlm.pipeline.errors import MissingDependencyError
-from dmlm.trainer.scoring import EditCounts, score_asr, score_utterance, score_utterances, sum_scores
+from dmlm.trainer.scoring import (
+    AsrMetrics,
+    EditCounts,
+    score_utterance,
+    score_utterances,
+    sum_scores,
+)
 from dmlm.trainer.scoring.scores import bootstrap_mean, bootstrap_ratio
+
+
+def score_asr(
+    references: Sequence[str], hypotheses: Sequence[str], text_rule: str, language: str | None
+) -> AsrMetrics:
+    pairs = zip(references, hypotheses, strict=True)
+    return sum_scores(score_utterance(*pair, text_rule, language) for pair in pairs)
 
 
 def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
@@ -80,11 +94,6 @@ def test_empty_sides(
 ) -> None:
     metrics = score_asr(references, hypotheses, "lower", "en")
     assert (metrics.wer, metrics.wer_raw) == (wer, wer_raw)
-
-
-def test_one_sided_corpora_are_refused() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        score_asr(["a", "b"], ["a"], "lower", "en")
 
 
 sentences = st.lists(st.sampled_from(["a", "b", "ab", "ba", "è"]), max_size=8).map(" ".join)

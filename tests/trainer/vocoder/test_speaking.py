@@ -15,6 +15,8 @@ from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards import iter_samples, load_dataset_card
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.trainer.config import MixEntry, TrainConfig
+from dmlm.trainer.loop import train
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
 from dmlm.trainer.vocoder import waveforms
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
@@ -126,7 +128,13 @@ def test_speak_writes_a_wav_file_for_each_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(waveforms, "find_packaged", lambda entry: None)
-    arguments = ["--checkpoint", str(spoken_run.run), "--vocoder", str(vocoder_dir), "--device", "cpu"]
+    tools = ["--vocoder", str(vocoder_dir), "--device", "cpu"]
+    assert run(["speak", "--checkpoint", str(spoken_run.run), *tools, "RED"]) == 2
+    assert "was not trained on t2s, but on asr (en)" in capsys.readouterr().err
+    recipe = replace(spoken_run.recipe, num_steps=1, mix=(MixEntry(task="t2s", weight=1.0),))
+    run_dir = tmp_path / "run"
+    train(TrainConfig(shards=(spoken_run.shards,), recipe=recipe, out_dir=run_dir, device="cpu"))
+    arguments = ["--checkpoint", str(run_dir), *tools]
     assert run(["speak", *arguments, "--out", str(tmp_path), "RED", "a"]) == 0
     shown = capsys.readouterr()
     for number, text in enumerate(["RED", "a"], 1):

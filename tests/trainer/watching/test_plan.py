@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmlm.pipeline.samples import Modality
 from dmlm.trainer.config import LossConfig, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
-from dmlm.trainer.data.mix import build_groups
+from dmlm.trainer.data.mix import Mix, build_groups
 from dmlm.trainer.data.tasks import MODALITIES, TASKS
 from dmlm.trainer.models.model import build_model
 from dmlm.trainer.step import StepResult
@@ -80,6 +80,16 @@ def test_the_table_names_tokens_padding_and_shares_of_the_loss(data: TrainingDat
     assert lines["text"][1] == "0.93"
     assert "full" in table
     assert "i2t: 16 samples refused, over 24 tokens: caption-000 (25), " in table
+
+
+def test_a_plan_draws_nothing_from_the_groups_of_the_run(data: TrainingData) -> None:
+    groups, untouched = build_groups(data, RECIPE), build_groups(data, RECIPE)
+    mixes = [Mix(part, seed=0) for part in (groups, untouched)]
+    for mix in mixes:
+        mix.draw()  # each group has now looked ahead
+    make_plan(groups, replace(RECIPE, num_steps=1, batch=replace(RECIPE.batch, pool_size=2)), seed=0)
+    first, second = ([mix.draw() for _ in range(100)] for mix in mixes)
+    assert first == second
 
 
 def test_operations_equal_those_that_torch_counts(data: TrainingData) -> None:

@@ -1,0 +1,73 @@
+"""Which splits are scored when none is named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dmlm.pipeline.samples import Sample
+from dmlm.pipeline.shards import iter_samples, load_dataset_card, open_shard
+from dmlm.trainer.config import Recipe, recipe_from_json
+from dmlm.trainer.scoring.references import ScoredShard, choose_splits
+
+Open = Callable[..., list[ScoredShard]]
+RECIPE: Recipe = recipe_from_json({"name": "x", "num_steps": 1, "mix": [{"task": "asr", "weight": 1}]})
+
+
+@pytest.fixture
+def open_splits(token_shards: Path, write_shards: Callable[..., Path], tmp_path: Path) -> Open:
+    """Function that gives shards of utterances in some splits, and of pictures in others."""
+    samples = list(iter_samples(token_shards))
+    spoken = [sample for sample in samples if sample.key == "utterance-001"]
+    seen = [sample for sample in samples if sample.key == "caption-000"]
+
+    def copies(kind: list[Sample], splits: tuple[str, ...]) -> list[Sample]:
+        return [
+            replace(sample, key=f"{split}-{i}", split=split)
+            for split in splits
+            for i, sample in enumerate(kind)
+        ]
+
+    def open_all(*splits: str, pictures: tuple[str, ...] = ()) -> list[ScoredShard]:
+        directory = write_shards(tmp_path / "shards", [*copies(spoken, splits), *copies(seen, pictures)])
+        card = load_dataset_card(directory)
+        return [
+            ScoredShard(reader=open_shard(directory, record.name), text_rule="toy", dataset_sha256="")
+            for record in card.shards
+        ]
+
+    return open_all
+
+
+@pytest.mark.parametrize(
+    ("splits", "chosen", "said"),
+    [
+        (("train", "dev", "test"), ["test"], "scoring test; held out, too, and not scored: dev"),
+        (
+            ("train", "test-clean", "test-other"),
+            ["test-clean", "test-other"],
+            "scoring test-clean, test-other\n",
+        ),
+        (("train", "dev", "valid"), ["dev", "valid"], "scoring dev, valid\n"),
+    ],
+)
+def test_test_splits_are_scored_where_any_was_held_out(
+    splits: tuple[str, ...],
+    chosen: list[str],
+    said: str,
+    open_splits: Open,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert choose_splits(open_splits(*splits), None, "asr", RECIPE) == chosen
+    assert said in capsys.readouterr().err
+
+
+def test_a_split_without_samples_of_the_task_is_no_choice(open_splits: Open) -> None:
+    shards = open_splits("train", "dev", pictures=("train2017", "test"))
+    assert choose_splits(shards, None, "asr", RECIPE) == ["dev"]
+    assert choose_splits(shards, ["test"], "asr", RECIPE) == ["test"]
+
+
+def test_shards_without_the_task_name_all_that_there_is(open_splits: Open) -> None:
+    assert choose_splits(open_splits(pictures=("test",)), None, "asr", RECIPE) == ["test"]

@@ -1,0 +1,103 @@
+"""Which checkpoint a run goes on from, on one rank and on others."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.trainer.config import TrainConfig, recipe_from_json
+from dmlm.trainer.distributed import ALONE, Ranks
+from dmlm.trainer.loop import train
+from dmlm.trainer.resuming import choose_checkpoint
+
+RECIPE = recipe_from_json(
+    {
+        "name": "tiny",
+        "num_steps": 2,
+        "mix": [{"task": "asr", "weight": 1}],
+        "model": {"num_layers": 1, "width": 16, "num_heads": 2},
+        "sequence": {"max_length": 64},
+        "batch": {"max_tokens": 128},
+        "save_every_steps": 1,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class First(Ranks):
+    """The first rank; keeps what it tells."""
+
+    told: list[int]
+
+    def tell_all(self, values: Sequence[int]) -> list[int]:
+        self.told[:] = values
+        return list(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Second(Ranks):
+    """Another rank, which was told something."""
+
+    rank: int = 1
+    told: list[int]
+
+    def tell_all(self, values: Sequence[int]) -> list[int]:
+        assert len(values) == len(self.told)
+        return self.told
+
+
+@pytest.fixture
+def config(token_shards: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(shards=(token_shards,), recipe=RECIPE, out_dir=tmp_path / "run", device="cpu")
+
+
+def test_others_go_on_from_what_the_first_rank_chose(config: TrainConfig) -> None:
+    last = train(config).checkpoint
+    told: list[int] = []
+    assert choose_checkpoint(config.out_dir, First(told=told)) == last
+    before = config.out_dir / "checkpoint-000001"
+    assert before.is_dir()
+    assert choose_checkpoint(config.out_dir, Second(told=told)) == last
+    (last / "model.safetensors").write_bytes(b"damaged")
+    assert choose_checkpoint(config.out_dir, First(told=told)) == before
+    assert choose_checkpoint(config.out_dir, Second(told=told)) == before
+
+
+def test_a_rank_with_a_folder_of_its_own_says_so(config: TrainConfig, tmp_path: Path) -> None:
+    told: list[int] = []
+    train(config)
+    choose_checkpoint(config.out_dir, First(told=told))
+    message = r"rank 1: .*checkpoint-000002 is not what the first rank goes on from; --out must be one folder"
+    with pytest.raises(ConfigError, match=message):
+        choose_checkpoint(tmp_path / "empty", Second(told=told))
+    other = replace(config, out_dir=tmp_path / "other", seed=1)
+    train(other)
+    with pytest.raises(ConfigError, match=message):
+        choose_checkpoint(other.out_dir, Second(told=told))
+
+
+def test_what_a_run_began_with_may_be_gone_when_it_goes_on(config: TrainConfig, tmp_path: Path) -> None:
+    first = train(config)
+    model = tmp_path / "model"
+    shutil.copytree(first.checkpoint, model)
+    begun = replace(config, out_dir=tmp_path / "second", init=str(model))
+    last = train(begun).checkpoint
+    shutil.rmtree(model)
+    expected = (last / "dmlm.json").read_bytes()
+    for init in (str(model), None):
+        shutil.rmtree(last)
+        assert train(replace(begun, init=init, resume=True)).checkpoint == last
+        assert (last / "dmlm.json").read_bytes() == expected
+    with pytest.raises(FingerprintMismatchError, match=r"init is 'model' there and 'other/llm' now"):
+        train(replace(begun, init="other/llm", resume=True))
+
+
+def test_where_the_first_rank_has_nothing_all_begin(config: TrainConfig, tmp_path: Path) -> None:
+    assert choose_checkpoint(tmp_path, ALONE) is None
+    told: list[int] = []
+    choose_checkpoint(tmp_path, First(told=told))
+    train(config)
+    assert choose_checkpoint(config.out_dir, Second(told=told)) is None

@@ -1,0 +1,67 @@
+"""What a run goes on from: one checkpoint for all ranks, which must be of the same run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.storage import sha256_file
+from dmlm.trainer.checkpoint import DONE_NAME, checkpoint_path, latest_checkpoint
+from dmlm.trainer.config import Recipe
+from dmlm.trainer.distributed import Ranks
+from dmlm.trainer.settings import RunSettings, check_same_run, read_settings
+
+
+def choose_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
+    """Newest whole checkpoint of a run as the first rank sees it, so that none goes on from another.
+
+    Raises:
+        CheckpointError: There are finished checkpoints, and all of them are damaged.
+        ConfigError: This rank's folder does not hold the checkpoint.
+    """
+    chosen = latest_checkpoint(run_dir) if ranks.is_first else None
+    known = [-1, *bytes(32)] if chosen is None else [read_settings(chosen)[0], *_mark_of(chosen)]
+    step, *mark = ranks.tell_all(known)
+    if step < 0:
+        return None
+    path = checkpoint_path(run_dir, step)
+    if _mark_of(path) != bytes(mark):
+        raise ConfigError(
+            f"rank {ranks.rank}: {path} is not what the first rank goes on from; "
+            "--out must be one folder that all ranks share"
+        )
+    return path
+
+
+def resumed_settings(checkpoint: Path, settings: RunSettings, init: str | None) -> RunSettings:
+    """Settings of a run that goes on; what it began with is not needed any more.
+
+    Args:
+        checkpoint: What it goes on from.
+        settings: What it is made of now.
+        init: What is given as its beginning; it may be gone, or not be given.
+
+    Raises:
+        FingerprintMismatchError: The checkpoint is of another run; both sides are named.
+    """
+    saved = read_settings(checkpoint)[1]
+    begun = saved.recipe.model.init
+    is_left_out = init is None or (not Path(init).exists() and Path(init).name == begun)
+    current = replace(settings, recipe=with_init(settings.recipe, begun)) if is_left_out else settings
+    check_same_run(checkpoint, saved, current)
+    return current
+
+
+def with_init(recipe: Recipe, init: str | None) -> Recipe:
+    """The recipe with another beginning."""
+    return replace(recipe, model=replace(recipe.model, init=init))
+
+
+def shareable_init(init: str | None) -> str | None:
+    """What a checkpoint tells of its beginning: a hub's name, or a file's without this machine's path."""
+    return Path(init).resolve().name if init is not None and Path(init).exists() else init
+
+
+def _mark_of(checkpoint: Path) -> bytes:
+    """What tells a checkpoint from others of the same step; empty where it is not whole."""
+    path = checkpoint / DONE_NAME
+    return bytes.fromhex(sha256_file(path)) if path.is_file() else b""

@@ -1,0 +1,174 @@
+"""The commands that score: parse -> config -> one call.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dmlm.pipeline.commands import announce_default, device_option, limit_option, resolve_root, split_option
+from dmlm.pipeline.remote.folder import RemoteFolder
+from dmlm.pipeline.remote.options import dataset_folder, folder
+from dmlm.trainer.generation_commands import checkpoint_option, decoding_options
+
+if TYPE_CHECKING:
+    from dmlm.trainer.decoding import DecodingConfig
+
+
+@click.command(short_help="Score a checkpoint on held-out samples.")
+@checkpoint_option
+@click.option(
+    "--shards",
+    "shard_dirs",
+    type=dataset_folder,
+    multiple=True,
+    required=True,
+    help="Data set of `tokenize`, folder or address; may be repeated.",
+)
+@click.option(
+    "--train-shards",
+    "train_dirs",
+    type=dataset_folder,
+    multiple=True,
+    help="Further data set of the training, to be searched for the references; may be repeated.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(["asr", "s2tt", "i2t", "t2s"]),
+    default="asr",
+    show_default=True,
+    help="What is decoded: transcripts, translations, captions or speech.",
+)
+@split_option()
+@click.option(
+    "--key", "keys", multiple=True, help="Glob on the keys of the samples; may be repeated.  [default: all]"
+)
+@click.option("--vocoder", type=click.Path(path_type=Path), help="Of t2s: what `train-vocoder` wrote.")
+@click.option(
+    "--root",
+    type=folder,
+    envvar="DMLM_DATA",
+    show_envvar=True,
+    help="Of t2s: the corpora, to hear the recordings too; folder or address.",
+)
+@click.option(
+    "--listener",
+    default="whisper:tiny.en",
+    show_default=True,
+    help="Of t2s: the Whisper that hears, name or path; tiny.en hears English only.",
+)
+@decoding_options
+@click.option(
+    "--out",
+    "out_path",
+    type=click.Path(path_type=Path),
+    help="[default: RUN/evaluations/CHECKPOINT.TASK.json; CHECKPOINT.TASK.json beside one that is in no run]",
+)
+@limit_option("samples")
+@device_option()
+def evaluate(
+    checkpoint: Path,
+    shard_dirs: tuple[Path, ...],
+    train_dirs: tuple[Path, ...],
+    task: str,
+    splits: tuple[str, ...],
+    keys: tuple[str, ...],
+    vocoder: Path | None,
+    root: Path | RemoteFolder | None,
+    listener: str,
+    out_path: Path | None,
+    limit: int | None,
+    device: str,
+    decoding: "DecodingConfig",
+) -> None:
+    """Decode held-out samples and score them; writes FILE and FILE.samples.jsonl.
+
+    Without --split, test splits that were not trained on are scored, or else the others that were not. Of
+    t2s, FILE.speech/*.wav is what it says.
+
+    Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech --task asr --out asr.json
+
+    Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/covost --task s2tt --beams 4
+    --length-penalty 0.8 --batch-size 16
+    """
+    from dmlm.trainer.checkpoint import resolve_checkpoint
+    from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
+    from dmlm.trainer.scoring.evaluation_report import default_out_path
+
+    checkpoint = resolve_checkpoint(checkpoint)
+    if out_path is None:
+        announce_default("--out", out_path := default_out_path(checkpoint, task))
+    config = EvaluateConfig(
+        checkpoint=checkpoint,
+        shards=shard_dirs,
+        train_shards=train_dirs,
+        task=task,
+        splits=splits or None,
+        keys=keys or ("*",),
+        vocoder=vocoder,
+        root=None if root is None or task != "t2s" else resolve_root(root, None),
+        listener=listener,
+        decoding=decoding,
+        out_path=out_path,
+        limit=limit,
+        device=device,
+    )
+    click.echo(evaluate(config).table())
+
+
+@click.command(short_help="Score plain text files, of any system.")
+@click.option(
+    "--task",
+    type=click.Choice(["asr", "s2tt", "i2t"]),
+    default="asr",
+    show_default=True,
+    help="What the texts are: transcripts, translations or captions.",
+)
+@click.option(
+    "--references",
+    "reference_paths",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Text file of lines key<TAB>text, several of a key where it has several references; or of texts "
+    "alone, then repeated where samples have several.",
+)
+@click.option(
+    "--hypotheses",
+    "hypothesis_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Text file of what is scored: a line for each key, or for each line of the references.",
+)
+@click.option("--language", default="en", show_default=True, help="Language of the texts.")
+@click.option("--text-rule", default="plain", show_default=True, help="What both sides go through, for asr.")
+@click.option(
+    "--out", "out_path", type=click.Path(path_type=Path), help="Writes FILE and FILE.samples.jsonl."
+)
+def score(
+    task: str,
+    reference_paths: tuple[Path, ...],
+    hypothesis_path: Path,
+    language: str,
+    text_rule: str,
+    out_path: Path | None,
+) -> None:
+    """Score hypotheses in a text file against references in others, by key, or line by line without keys.
+
+    Example:  dmlm-cli score --task asr --references test.tsv --hypotheses output.tsv
+
+    Example:  dmlm-cli score --task s2tt --references test.de --hypotheses output.de --language de
+    """
+    from dmlm.trainer.scoring.file_scoring import ScoreConfig, score_files
+
+    config = ScoreConfig(
+        task=task,
+        reference_paths=reference_paths,
+        hypothesis_path=hypothesis_path,
+        language=language,
+        text_rule=text_rule,
+        out_path=out_path,
+    )
+    click.echo(score_files(config))
