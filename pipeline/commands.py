@@ -50,7 +50,7 @@ def split_option() -> Decorator:
 
 def limit_option(what: str) -> Decorator:
     """`--limit`: stop early, to try something out."""
-    return click.option("--limit", type=click.IntRange(min=1), help=f"Stop after N {what}.")
+    return click.option("--limit", type=click.IntRange(min=1), help=f"Take the first N {what}.")
 
 
 def device_option() -> Decorator:
@@ -200,7 +200,7 @@ def parse_layer(text: str) -> int | None:
 )
 @click.option("--dry-run", is_flag=True, help="Only estimate audio, tokens, bytes and time from a sample.")
 @click.option("--out", "out", type=folder, help="Folder or address.  [default: ./shards/SOURCE]")
-@limit_option("samples")
+@limit_option("samples of each split")
 @device_option()
 @engine_options
 def tokenize(

@@ -70,7 +70,7 @@ class TokenizeConfig:
     """None: all."""
     options: SourceOptions = DEFAULT_OPTIONS
     limit: int | None = None
-    """Items of the source to take; None: all."""
+    """Items of each split to take, from its first; None: all."""
     samples_per_shard: int = 1000
     """A kill costs at most the work of one shard; training wants many more shards than readers."""
     device: str = "auto"
@@ -193,7 +193,7 @@ def plan_tokenization(config: TokenizeConfig, codebook_dir: Path) -> TokenizePla
     """
     tokenizers = load_tokenizers(codebook_dir, config.device, config.unit_backend)
     source = open_source(config.source, config.root, config.splits, config.options)
-    items = list(islice(source.iter_items(), config.limit))
+    items = list(source.iter_items(config.limit))
     tasks = plan_shards(config.source, items, config.samples_per_shard)
     has_speech = any(task.utterances for task in tasks)
     has_images = any(task.image_paths for task in tasks)

@@ -34,7 +34,7 @@ from dmlm.pipeline.remote.options import dataset_folder
     help="Where figures go besides metrics.jsonl; may be repeated.",
 )
 @seed_option()
-@limit_option("samples of each data set")
+@limit_option("samples of each split of each data set")
 @device_option()
 def train(
     shard_dirs: tuple[Path, ...],

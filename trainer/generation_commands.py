@@ -121,7 +121,7 @@ def language_option(what: str) -> Callable[[Callable[..., T]], Callable[..., T]]
 )
 @decoding_options
 @click.option("--out", "out_path", type=click.Path(path_type=Path), help="[default: CHECKPOINT/TASK.json]")
-@limit_option("samples")
+@limit_option("samples of each split of each data set")
 @device_option()
 def evaluate(
     checkpoint: Path,

@@ -87,8 +87,8 @@ class Source(Protocol):
     def splits(self) -> tuple[str, ...]:
         """Splits that `iter_items` goes through, in that order."""
 
-    def iter_items(self) -> Iterator[SourceItem]:
-        """Yields all items lazily; what is broken or left out comes as an item too."""
+    def iter_items(self, limit: int | None = None) -> Iterator[SourceItem]:
+        """Yields all items lazily, what is broken or left out too; `limit`: only the first of each split."""
 
 
 class Corpus(Protocol):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError
@@ -36,18 +37,22 @@ class _CorpusSource:
     corpus_dir: Path
     options: SourceOptions
 
-    def iter_items(self) -> Iterator[SourceItem]:
-        """Reasons name files relative to the corpus: they go into data sets, which hold no local path."""
+    def iter_items(self, limit: int | None = None) -> Iterator[SourceItem]:
+        """See `Source`; the rest of a split is not read."""
         for split in self.splits:
-            for item in self.corpus.iter_split(self.corpus_dir, split, self.options):
-                match item:
-                    case Utterance():
-                        yield from _at_speeds(item, self.options.speeds)
-                    case Broken():
-                        reason = item.reason.replace(f"{self.corpus_dir}{os.sep}", "")
-                        yield replace(item, reason=reason)
-                    case _:
-                        yield item
+            yield from islice(self._iter_split(split), limit)
+
+    def _iter_split(self, split: str) -> Iterator[SourceItem]:
+        """Reasons name files relative to the corpus: they go into data sets, which hold no local path."""
+        for item in self.corpus.iter_split(self.corpus_dir, split, self.options):
+            match item:
+                case Utterance():
+                    yield from _at_speeds(item, self.options.speeds)
+                case Broken():
+                    reason = item.reason.replace(f"{self.corpus_dir}{os.sep}", "")
+                    yield replace(item, reason=reason)
+                case _:
+                    yield item
 
 
 def _at_speeds(item: Utterance, speeds: Sequence[float]) -> Iterator[Utterance]:

@@ -159,6 +159,8 @@ def _build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
         & rows_that_match(data.index["source"], (entry.source,))
         & rows_that_match(data.index["split"], recipe.splits, (entry.split,))
     )
+    if data.within_limit_N is not None:
+        wanted_N &= data.within_limit_N
     if task.name == "image":
         wanted_N &= _first_of_each(data.index["image_id"])
     fits_N = lengths_N <= recipe.sequence.max_length

@@ -52,6 +52,13 @@ def test_splits_are_sorted_or_in_the_order_given_and_never_twice(root):
     assert splits_of(asked) == ["train-x", "dev-clean"]
 
 
+def test_a_limit_counts_items_of_each_split(root):
+    chapter = root / "LibriSpeech" / "train-x" / "1" / "2"
+    soundfile.write(chapter / "1-2-more.flac", np.zeros(1_600), 16_000)
+    items = list(open_source("librispeech", root).iter_items(1))
+    assert [item.key for item in items] == ["1-2-dev-clean", "1-2-more"]
+
+
 def test_unknown_split_lists_those_present(root):
     with pytest.raises(
         ConfigError, match=r"no split 'test-clean' in .*LibriSpeech; there are dev-clean, train-x"
