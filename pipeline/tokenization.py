@@ -127,6 +127,8 @@ def tokenize_share(config: TokenizeConfig, index: int, num_shares: int) -> None:
         mine = dict(islice(plan.tasks.items(), index, None, num_shares))
         finished = find_finished(config.out_dir, mine, config.remote)
         load_published(config.out_dir, list(plan.tasks))
+        if len(finished) < len(mine):
+            withdraw(config.out_dir)  # a repaired file gives its shard other bytes than the card says
         if config.remote is not None:  # a killed run may have finished some that it did not upload
             for shard in finished.values():
                 send_shard(config.remote, shard.record.name)
