@@ -233,11 +233,12 @@ def tokenize(
     if out is None:
         announce_default("--out", out := Path("shards") / source)
     if codebook_dir is None and not choice.replaces_codebook(has_text_only=source in WITHOUT_FILES):
-        if dry_run and not DEFAULT_CODEBOOK.is_dir():
-            raise ConfigError(
-                f"--dry-run builds nothing, and {DEFAULT_CODEBOOK} is not there; give --codebook"
-            )
-        codebook_dir = default_codebook(source, root, options, choice, device)
+        refusal = None
+        if dry_run:
+            refusal = "--dry-run builds nothing"
+        elif engine.task_index is not None:
+            refusal = "with --task-index every task would build a codebook of its own"
+        codebook_dir = default_codebook(source, root, options, choice, device, refusal)
     config = TokenizeConfig(
         source=source,
         root=root,
@@ -256,9 +257,26 @@ def tokenize(
 
 
 def default_codebook(
-    source: str, root: Path, options: "SourceOptions", choice: "TokenizerChoice", device: str
+    source: str,
+    root: Path,
+    options: "SourceOptions",
+    choice: "TokenizerChoice",
+    device: str,
+    refusal: str | None = None,
 ) -> Path:
-    """`./codebook`, built when it is not there: from every corpus present, or from the user's own files."""
+    """`./codebook`, built when it is not there: from every corpus present, or from the user's own files.
+
+    Args:
+        source: To be tokenized.
+        root: Folder of the corpora.
+        options: Of the sources.
+        choice: Of tokenizers.
+        device: To fit on.
+        refusal: Why it must not be built here; None: it may.
+
+    Raises:
+        ConfigError: It is not there and must not be built.
+    """
     from dmlm.pipeline.codebook_building import (
         BuildCodebookConfig,
         SourceShare,
@@ -268,6 +286,11 @@ def default_codebook(
 
     announce_default("--codebook", DEFAULT_CODEBOOK)
     if not is_codebook(DEFAULT_CODEBOOK):
+        if refusal is not None:
+            raise ConfigError(
+                f"{refusal}, and {DEFAULT_CODEBOOK} is not there; "
+                "run `dmlm-cli build-codebook` once first, or give --codebook"
+            )
         sources = () if source in CORPUS_NAMES else (SourceShare(name=source),)
         origin = "every source present" if source in CORPUS_NAMES else source
         click.echo(f"{DEFAULT_CODEBOOK} is not there: building it first, from {origin}", err=True)
