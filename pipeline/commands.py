@@ -120,7 +120,7 @@ def sample(**settings: Any) -> None:
 @split_option()
 @source_options
 @codebook_options
-@limit_option("samples of each source")
+@limit_option("samples of each split")
 @seed_option()
 @device_option()
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./codebook]")

@@ -12,7 +12,10 @@ import click
 Command = Callable[..., Any]
 
 _OPTIONS = (
-    click.option("--lang-pair", help="CoVoST language pair such as it_en.  [default: the only one present]"),
+    click.option(
+        "--lang-pair",
+        help="CoVoST language pair such as it_en.  [default: the only one present; of a codebook: all]",
+    ),
     click.option(
         "--microphone",
         type=click.Choice(["ihm-mix", "ihm", "sdm"]),
@@ -30,7 +33,8 @@ _OPTIONS = (
     click.option(
         "--coco-splits",
         type=click.Choice(["2014", "2017", "karpathy"]),
-        help="COCO: partition to use.  [default: karpathy where dataset_coco.json is, else the only year]",
+        help="COCO: partition to use.  [default: karpathy where dataset_coco.json is, else the only year; "
+        "of a codebook: both years]",
     ),
     click.option(
         "--columns",

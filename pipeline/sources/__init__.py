@@ -7,7 +7,7 @@ from dmlm.pipeline.sources.interface import (
     describe_options,
     read_options,
 )
-from dmlm.pipeline.sources.registry import SOURCES, open_source, sources_present
+from dmlm.pipeline.sources.registry import SOURCES, every_choice, open_source, sources_present
 
 __all__ = [
     "DEFAULT_OPTIONS",
@@ -15,6 +15,7 @@ __all__ = [
     "Source",
     "SourceOptions",
     "describe_options",
+    "every_choice",
     "open_source",
     "read_options",
     "sources_present",

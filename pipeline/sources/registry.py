@@ -1,7 +1,7 @@
 """Sources by name: finds the corpus folder, checks the splits, opens it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,12 @@ _CORPORA: Mapping[str, Corpus] = {
     "text": text,
     "units": units,
 }
+
+_CHOICES: Mapping[str, Callable[[Path, SourceOptions], tuple[SourceOptions, ...]]] = {
+    "covost": covost.every_choice,
+    "coco": coco.every_choice,
+}
+"""Of corpora that may hold several of what `open_source` opens one of."""
 
 SOURCES = tuple(_CORPORA)
 """Names that `--source` accepts."""
@@ -79,10 +85,7 @@ def open_source(
     Raises:
         ConfigError: Unknown source or split, or the corpus is not at `root`.
     """
-    if name not in _CORPORA:
-        raise ConfigError(
-            f"unknown source {name!r}: one of {', '.join(SOURCES)}{did_you_mean(name, SOURCES)}"
-        )
+    _check_name(name)
     corpus, manifest = _CORPORA[name], load_manifest(name)
     corpus_dir = _locate(name, root)
     present = corpus.find_splits(corpus_dir, options)
@@ -103,6 +106,16 @@ def open_source(
     )
 
 
+def every_choice(name: str, root: Path, options: SourceOptions) -> tuple[SourceOptions, ...]:
+    """Options for each language pair or partition that is there; just `options` where they name one.
+
+    Raises:
+        ConfigError: Unknown source, or the corpus is not at `root`.
+    """
+    _check_name(name)
+    return _CHOICES[name](_locate(name, root), options) if name in _CHOICES else (options,)
+
+
 def sources_present(root: Path) -> list[str]:
     """Names of the corpora that have their folder under `root`, in the order of `SOURCES`.
 
@@ -110,6 +123,13 @@ def sources_present(root: Path) -> list[str]:
     """
     folders = {name: load_manifest(name).corpus_dir for name in SOURCES}
     return [name for name, folder in folders.items() if folder and _CORPORA[name].is_present(root / folder)]
+
+
+def _check_name(name: str) -> None:
+    if name not in _CORPORA:
+        raise ConfigError(
+            f"unknown source {name!r}: one of {', '.join(SOURCES)}{did_you_mean(name, SOURCES)}"
+        )
 
 
 def _locate(name: str, root: Path) -> Path:
