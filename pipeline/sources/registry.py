@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.languages import with_known_languages
 from dmlm.pipeline.manifests import CorpusManifest, load_manifest
 from dmlm.pipeline.samples import Broken, SourceItem, Utterance
 from dmlm.pipeline.sources import ami, coco, covost, hf, jsonl, librispeech, text, units
@@ -50,7 +51,7 @@ class _CorpusSource:
 
     def _iter_split(self, split: str) -> Iterator[SourceItem]:
         """Reasons name files relative to the corpus: they go into data sets, which hold no local path."""
-        for item in self.corpus.iter_split(self.corpus_dir, split, self.options):
+        for item in map(with_known_languages, self.corpus.iter_split(self.corpus_dir, split, self.options)):
             match item:
                 case Utterance():
                     yield from _at_speeds(item, self.options.speeds)
