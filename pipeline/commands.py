@@ -101,7 +101,9 @@ def sample(**settings: Any) -> None:
     English is spoken by a neural voice, Italian by espeak-ng, images are drawn. The same seed gives the
     same bytes.
 
-    Example:  dmlm-cli sample --out data/sample
+    \b
+    Example:
+      dmlm-cli sample --out data/sample
     """
     from dmlm.pipeline.synthesis.corpora import SampleConfig, write_sample_corpora
 
@@ -138,7 +140,10 @@ def build_codebook(
     Writes DIR/speech, DIR/image and DIR/text; `tokenize --codebook DIR` uses all three. Held-out splits
     are left out unless named.
 
-    Example:  dmlm-cli build-codebook --source librispeech --root /data --clusters 500 --out codebook
+    \b
+    Example:
+      dmlm-cli build-codebook --source librispeech --root /data --clusters 500 \\
+        --out codebook
     """
     from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
     from dmlm.pipeline.encoders import AUTO
@@ -222,7 +227,10 @@ def tokenize(
 
     Run it again after an interruption: finished shards are kept, and the result has the same bytes.
 
-    Example:  dmlm-cli tokenize --source librispeech --root /data --codebook codebook --out shards/librispeech
+    \b
+    Example:
+      dmlm-cli tokenize --source librispeech --root /data --codebook codebook \\
+        --out shards/librispeech
     """
     from dmlm.pipeline.dry_run import estimate_run
     from dmlm.pipeline.tokenization import TokenizeConfig

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 def experiment() -> None:
     """Compare settings on a small sample, before GPU days are spent.
 
-    Example:  dmlm-cli experiment codebook-sweep --source librispeech --root /data --out sweep
+    \b
+    Example:
+      dmlm-cli experiment codebook-sweep --source librispeech --root /data \\
+        --out sweep
     """
 
 
@@ -72,7 +75,10 @@ def codebook_sweep(
     Fitted on training splits, measured on --split, else on the development splits, else on the test splits.
     Writes DIR/sweep.json and DIR/sweep.html.
 
-    Example:  dmlm-cli experiment codebook-sweep --source librispeech --root /data --out sweep
+    \b
+    Example:
+      dmlm-cli experiment codebook-sweep --source librispeech --root /data \\
+        --out sweep
     """
     from dmlm.pipeline.codebook_page import render_sweep
     from dmlm.pipeline.codebook_sweep import SweepConfig, sweep_codebooks

@@ -56,7 +56,10 @@ def inspect(
 
     Measured on utterances of the development splits, else of the test splits, unless --split names others.
 
-    Example:  dmlm-cli inspect --codebook codebook --source librispeech --root /data --html codebook.html
+    \b
+    Example:
+      dmlm-cli inspect --codebook codebook --source librispeech --root /data \\
+        --html codebook.html
     """
     from dmlm.pipeline.codebook_inspection import InspectCodebookConfig, inspect_codebook
     from dmlm.pipeline.codebook_page import render_inspection
@@ -104,7 +107,9 @@ def verify(
 ) -> None:
     """Check every byte and every id of a data set against its card and index.
 
-    Example:  dmlm-cli verify --shards shards/librispeech
+    \b
+    Example:
+      dmlm-cli verify --shards shards/librispeech
     """
     from dmlm.pipeline.shards import verify_dataset
 
@@ -137,7 +142,9 @@ def read_again(remote: RemoteFolder) -> Path:
 def index(shard_dirs: tuple[Path, ...]) -> None:
     """Write every index that is missing or damaged again; a tar that is not what it was is refused.
 
-    Example:  dmlm-cli index --shards shards/librispeech
+    \b
+    Example:
+      dmlm-cli index --shards shards/librispeech
     """
     from dmlm.pipeline.shards.rebuilding import rebuild_indexes
 

@@ -1,5 +1,7 @@
 """The command contract: names, help, exit codes, one-line errors without a traceback."""
 
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -7,6 +9,7 @@ import pytest
 
 from dmlm.cli import COMMANDS, group, run
 from dmlm.pipeline.errors import RankError
+from dmlm.pipeline.experiment_commands import experiment
 
 SOURCE_OPTIONS = (
     *("--lang-pair", "--microphone", "--truncated-words", "--coco-splits", "--language"),
@@ -68,9 +71,37 @@ OPTIONS = {
 def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     text = capsys.readouterr().out
-    assert f"Example:  dmlm-cli {name}" in text
+    assert f"Example:\n    dmlm-cli {name}" in text
     found = {word.strip(",") for word in text.split() if word.startswith("--")} - {"--help"}
     assert OPTIONS[name] <= found
+
+
+def command_of(words: Iterator[str]) -> click.Command:
+    """The command that an example's first words name."""
+    command: click.Command = group
+    while isinstance(command, click.Group):
+        name = next(words)
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, f"no command {name}"
+        command = found
+    return command
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "experiment codebook-sweep"])
+def test_examples_of_the_help_can_be_pasted(name: str) -> None:
+    command = command_of(iter(name.split())) if name != "experiment" else experiment
+    context = click.Context(command, terminal_width=80, info_name=name)
+    text = command.get_help(context)
+    assert max(map(len, text.splitlines())) <= 80
+    lines = text.replace("\\\n", " ").splitlines()
+    examples = [line.strip() for line in lines if line.strip().startswith("dmlm-cli")]
+    assert examples
+    for example in examples:
+        words = iter(shlex.split(example)[1:])
+        shown = command_of(words)
+        shown.make_parser(click.Context(shown)).parse_args(
+            list(words)
+        )  # raises where there is no such option
 
 
 @pytest.mark.parametrize("name", COMMANDS)

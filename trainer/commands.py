@@ -52,9 +52,15 @@ def train(
     Writes Hugging Face checkpoints, plan.txt, metrics.jsonl, validation.jsonl and the resolved recipe to
     --out.
 
-    Example:  dmlm-cli train --shards shards/librispeech --shards shards/coco --out runs/first
+    \b
+    Example:
+      dmlm-cli train --shards shards/librispeech --shards shards/coco \\
+        --out runs/first
 
-    On four devices:  torchrun --nproc-per-node 4 --no-python dmlm-cli train --shards shards/librispeech
+    \b
+    On four devices:
+      torchrun --nproc-per-node 4 --no-python dmlm-cli train \\
+        --shards shards/librispeech
     """
     from dmlm.trainer.config import TrainConfig, load_recipe
     from dmlm.trainer.distributed import join_ranks
@@ -97,7 +103,9 @@ def demo(out_dir: Path, recipe: str, num_spoken: int, seed: int) -> None:
 
     Eight to twelve minutes on two CPU cores. Run it again with the same --out and it goes on where it was.
 
-    Example:  dmlm-cli demo --out runs/demo
+    \b
+    Example:
+      dmlm-cli demo --out runs/demo
     """
     from dmlm.trainer.demo import DemoConfig, run_demo
 

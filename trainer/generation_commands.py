@@ -142,10 +142,12 @@ def evaluate(
 
     Without --split, every split that was not trained on is scored. Of t2s, FILE.speech/*.wav is what it says.
 
-    Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech --task asr --out asr.json
-
-    Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/covost --task s2tt --beams 4
-    --length-penalty 0.8 --batch-size 16
+    \b
+    Example:
+      dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech \\
+        --task asr --out asr.json
+      dmlm-cli evaluate --checkpoint runs/first --shards shards/covost \\
+        --task s2tt --beams 4 --length-penalty 0.8 --batch-size 16
     """
     from dmlm.trainer.checkpoint import resolve_checkpoint
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
@@ -182,9 +184,11 @@ def transcribe(
 ) -> int:
     """Transcribe audio files of any length with a trained checkpoint.
 
-    Example:  dmlm-cli transcribe --checkpoint runs/first hello.wav meeting.flac
-
-    Example:  dmlm-cli transcribe --checkpoint runs/first --beams 4 --batch-size 8 meeting.flac
+    \b
+    Example:
+      dmlm-cli transcribe --checkpoint runs/first hello.wav meeting.flac
+      dmlm-cli transcribe --checkpoint runs/first --beams 4 --batch-size 8 \\
+        meeting.flac
     """
     from dmlm.trainer.decoding.transcription import transcribe
 
@@ -202,9 +206,11 @@ def translate(
 ) -> int:
     """Translate the speech in audio files of any length with a trained checkpoint.
 
-    Example:  dmlm-cli translate --checkpoint runs/first --to de hello.wav
-
-    Example:  dmlm-cli translate --checkpoint runs/first --to de --beams 4 --length-penalty 0.8 hello.wav
+    \b
+    Example:
+      dmlm-cli translate --checkpoint runs/first --to de hello.wav
+      dmlm-cli translate --checkpoint runs/first --to de --beams 4 \\
+        --length-penalty 0.8 hello.wav
     """
     from dmlm.trainer.decoding.transcription import transcribe
 
@@ -222,9 +228,10 @@ def caption(
 ) -> int:
     """Say what image files show, with a trained checkpoint.
 
-    Example:  dmlm-cli caption --checkpoint runs/first cat.jpg dog.png
-
-    Example:  dmlm-cli caption --checkpoint runs/first --max-new-tokens 32 cat.jpg
+    \b
+    Example:
+      dmlm-cli caption --checkpoint runs/first cat.jpg dog.png
+      dmlm-cli caption --checkpoint runs/first --max-new-tokens 32 cat.jpg
     """
     from dmlm.trainer.decoding.captioning import caption
 
@@ -269,7 +276,10 @@ def score(
 ) -> None:
     """Score hypotheses in a text file against references in others, line by line.
 
-    Example:  dmlm-cli score --task s2tt --references test.de --hypotheses output.de --language de
+    \b
+    Example:
+      dmlm-cli score --task s2tt --references test.de --hypotheses output.de \\
+        --language de
     """
     from dmlm.trainer.scoring.file_scoring import ScoreConfig, score_files
 
