@@ -13,6 +13,7 @@ from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.executors.options import engine_options
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder
+from dmlm.pipeline.source_names import CORPUS_NAMES, SOURCE_NAMES
 from dmlm.pipeline.source_options import source_options
 from dmlm.pipeline.tokenizer_options import codebook_options, tokenizer_options
 
@@ -21,11 +22,8 @@ if TYPE_CHECKING:
     from dmlm.pipeline.sources import SourceOptions
     from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
-CORPUS_NAMES = ("librispeech", "ami", "covost", "coco")
-"""Sources that have a folder of their own, so that they are found without being named."""
 WITHOUT_FILES = ("text", "units")
 """Sources without audio and images: only their texts are tokenized."""
-SOURCE_NAMES = (*CORPUS_NAMES, "jsonl", "hf", "text", "units")
 DEFAULT_CODEBOOK = Path("codebook")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

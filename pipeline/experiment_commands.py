@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import click
 
 from dmlm.pipeline.commands import (
-    SOURCE_NAMES,
     device_option,
     parse_layer,
     resolve_root,
@@ -16,6 +15,7 @@ from dmlm.pipeline.commands import (
 )
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.remote.folder import RemoteFolder
+from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.source_options import source_options
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dmlm.pipeline.commands import (
-    SOURCE_NAMES,
     device_option,
     resolve_root,
     root_option,
@@ -15,6 +14,7 @@ from dmlm.pipeline.commands import (
 )
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import folder
+from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.source_options import source_options
 
 if TYPE_CHECKING:

@@ -10,29 +10,19 @@ from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.languages import with_known_languages
 from dmlm.pipeline.manifests import CorpusManifest, load_manifest
 from dmlm.pipeline.samples import Broken, SourceItem, Utterance
+from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.sources import ami, coco, covost, hf, jsonl, librispeech, text, units
 from dmlm.pipeline.sources.interface import DEFAULT_OPTIONS, Corpus, Source, SourceOptions
 from dmlm.pipeline.suggestions import did_you_mean
 
-_CORPORA: Mapping[str, Corpus] = {
-    "librispeech": librispeech,
-    "ami": ami,
-    "covost": covost,
-    "coco": coco,
-    "jsonl": jsonl,
-    "hf": hf,
-    "text": text,
-    "units": units,
-}
+_MODULES: tuple[Corpus, ...] = (librispeech, ami, covost, coco, jsonl, hf, text, units)
+_CORPORA: Mapping[str, Corpus] = dict(zip(SOURCE_NAMES, _MODULES, strict=True))
 
 _CHOICES: Mapping[str, Callable[[Path, SourceOptions], tuple[SourceOptions, ...]]] = {
     "covost": covost.every_choice,
     "coco": coco.every_choice,
 }
 """Of corpora that may hold several of what `open_source` opens one of."""
-
-SOURCES = tuple(_CORPORA)
-"""Names that `--source` accepts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +67,7 @@ def open_source(
     """Opens a corpus.
 
     Args:
-        name: One of `SOURCES`.
+        name: One of `SOURCE_NAMES`.
         root: Folder that holds `LibriSpeech/ ami/ covost/ coco/`, or the corpus folder itself; for your own
             files the folder that holds them, or one file.
         splits: Splits in the order wanted; None: all that are there, sorted.
@@ -118,18 +108,18 @@ def every_choice(name: str, root: Path, options: SourceOptions) -> tuple[SourceO
 
 
 def sources_present(root: Path) -> list[str]:
-    """Names of the corpora that have their folder under `root`, in the order of `SOURCES`.
+    """Names of the corpora that have their folder under `root`, in the order of `SOURCE_NAMES`.
 
     Sources without a folder of their own, which read any user's files, are never among them.
     """
-    folders = {name: load_manifest(name).corpus_dir for name in SOURCES}
+    folders = {name: load_manifest(name).corpus_dir for name in SOURCE_NAMES}
     return [name for name, folder in folders.items() if folder and _CORPORA[name].is_present(root / folder)]
 
 
 def _check_name(name: str) -> None:
     if name not in _CORPORA:
         raise ConfigError(
-            f"unknown source {name!r}: one of {', '.join(SOURCES)}{did_you_mean(name, SOURCES)}"
+            f"unknown source {name!r}: one of {', '.join(SOURCE_NAMES)}{did_you_mean(name, SOURCE_NAMES)}"
         )
 
 
