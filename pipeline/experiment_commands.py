@@ -16,7 +16,7 @@ from dmlm.pipeline.commands import (
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.source_names import SOURCE_NAMES
-from dmlm.pipeline.source_options import source_options
+from dmlm.pipeline.source_options import recording_options
 
 if TYPE_CHECKING:
     from dmlm.pipeline.sources import SourceOptions
@@ -39,7 +39,7 @@ def experiment() -> None:
 )
 @root_option()
 @split_option()
-@source_options
+@recording_options
 @click.option("--encoder", default="whisper:tiny.en", show_default=True, help="As in build-codebook.")
 @click.option("--layers", default="1,2,3,4,last", show_default=True, help="Encoder blocks from 1, or last.")
 @click.option("--clusters", default="50,100,200,500", show_default=True, help="Numbers of clusters.")

@@ -11,10 +11,11 @@ from dmlm.cli import COMMANDS, group, run
 from dmlm.pipeline.errors import RankError
 from dmlm.pipeline.experiment_commands import experiment
 
-SOURCE_OPTIONS = (
+RECORDING_OPTIONS = (
     *("--lang-pair", "--microphone", "--truncated-words", "--coco-splits", "--language"),
-    *("--columns", "--num-units", "--units-name", "--speed"),
+    *("--columns", "--speed"),
 )
+SOURCE_OPTIONS = (*RECORDING_OPTIONS, "--num-units", "--units-name")
 DECODING_OPTIONS = (
     *("--beams", "--temperature", "--top-p", "--seed"),
     *("--length-penalty", "--max-new-tokens", "--batch-size"),
@@ -43,7 +44,7 @@ OPTIONS = {
     "verify": {"--shards", "--reencode", "--root", "--seed", "--device"},
     "index": {"--shards"},
     "inspect": {
-        *("--codebook", "--source", "--root", "--split", *SOURCE_OPTIONS),
+        *("--shards", "--key", "--codebook", "--source", "--root", "--split", *RECORDING_OPTIONS),
         *("--limit", "--seed", "--device", "--out", "--html"),
     },
     "train": {
