@@ -37,7 +37,7 @@ def root_option(remark: str = "") -> Decorator:
         envvar="DMLM_DATA",
         show_envvar=True,
         help="Folder that holds LibriSpeech/ ami/ covost/ coco/, the corpus folder itself, or your own file; "
-        f"or an address, s3:// or hf://; of the source hf also hub:ORG/NAME.{remark}",
+        f"or an address, s3:// or hf://; of the source hf also hub:ORG/NAME[@REVISION].{remark}",
     )
 
 

@@ -235,6 +235,7 @@ def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem
     return {
         "source": config.source,
         "splits": list(source.splits),
+        **({"revision": source.revision} if source.revision else {}),
         **describe_options(config.options),
         "lang_pair": pairs.pop() if len(pairs) == 1 else None,
         "limit": config.limit,

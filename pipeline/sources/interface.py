@@ -89,6 +89,10 @@ class Source(Protocol):
     def splits(self) -> tuple[str, ...]:
         """Splits that `iter_items` goes through, in that order."""
 
+    @property
+    def revision(self) -> str | None:
+        """Commit of a data set at a hub; None for what lies in folders, or where the hub was never asked."""
+
     def iter_items(self, limit: int | None = None) -> Iterator[SourceItem]:
         """Yields all items lazily, what is broken or left out too; `limit`: only the first of each split."""
 

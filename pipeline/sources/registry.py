@@ -11,7 +11,7 @@ from dmlm.pipeline.languages import with_known_languages
 from dmlm.pipeline.manifests import CorpusManifest, load_manifest
 from dmlm.pipeline.samples import Broken, SourceItem, Utterance
 from dmlm.pipeline.source_names import SOURCE_NAMES
-from dmlm.pipeline.sources import ami, coco, covost, hf, jsonl, librispeech, text, units
+from dmlm.pipeline.sources import ami, coco, covost, hf, hub, jsonl, librispeech, text, units
 from dmlm.pipeline.sources.interface import DEFAULT_OPTIONS, Corpus, Source, SourceOptions
 from dmlm.pipeline.suggestions import did_you_mean
 
@@ -33,6 +33,11 @@ class _CorpusSource:
     corpus: Corpus
     corpus_dir: Path
     options: SourceOptions
+
+    @property
+    def revision(self) -> str | None:
+        """See `Source`."""
+        return hub.commit_of(self.corpus_dir)
 
     def iter_items(self, limit: int | None = None) -> Iterator[SourceItem]:
         """See `Source`; the rest of a split is not read."""
@@ -78,7 +83,7 @@ def open_source(
     """
     _check_name(name)
     corpus, manifest = _CORPORA[name], load_manifest(name)
-    corpus_dir = _locate(name, root)
+    corpus_dir = hub.pinned(_locate(name, root))
     present = corpus.find_splits(corpus_dir, options)
     asked = tuple(dict.fromkeys(splits)) if splits else present
     for split in asked:
