@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dmlm.pipeline.default_codebook import DEFAULT_CODEBOOK, default_codebook
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.executors.options import engine_options
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder
-from dmlm.pipeline.source_names import CORPUS_NAMES, SOURCE_NAMES
+from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.source_options import source_options
 from dmlm.pipeline.tokenizer_options import codebook_options, tokenizer_options
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 WITHOUT_FILES = ("text", "units")
 """Sources without audio and images: only their texts are tokenized."""
-DEFAULT_CODEBOOK = Path("codebook")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -244,6 +244,7 @@ def tokenize(
             refusal = "--dry-run builds nothing"
         elif engine.task_index is not None:
             refusal = "with --task-index every task would build a codebook of its own"
+        announce_default("--codebook", DEFAULT_CODEBOOK)
         codebook_dir = default_codebook(source, root, options, choice, device, refusal)
     config = TokenizeConfig(
         source=source,
@@ -260,53 +261,3 @@ def tokenize(
         reuse_dir=reuse_dir,
     )
     click.echo(estimate_run(config).table() if dry_run else engine.tokenize(config))
-
-
-def default_codebook(
-    source: str,
-    root: Path,
-    options: "SourceOptions",
-    choice: "TokenizerChoice",
-    device: str,
-    refusal: str | None = None,
-) -> Path:
-    """`./codebook`, built when it is not there: from every corpus present, or from the user's own files.
-
-    Args:
-        source: To be tokenized.
-        root: Folder of the corpora.
-        options: Of the sources.
-        choice: Of tokenizers.
-        device: To fit on.
-        refusal: Why it must not be built here; None: it may.
-
-    Raises:
-        ConfigError: It is not there and must not be built.
-    """
-    from dmlm.pipeline.codebook_building import (
-        BuildCodebookConfig,
-        SourceShare,
-        build_codebook,
-        is_codebook,
-    )
-
-    announce_default("--codebook", DEFAULT_CODEBOOK)
-    if not is_codebook(DEFAULT_CODEBOOK):
-        if refusal is not None:
-            raise ConfigError(
-                f"{refusal}, and {DEFAULT_CODEBOOK} is not there; "
-                "run `dmlm-cli build-codebook` once first, or give --codebook"
-            )
-        sources = () if source in CORPUS_NAMES else (SourceShare(name=source),)
-        origin = "every source present" if source in CORPUS_NAMES else source
-        click.echo(f"{DEFAULT_CODEBOOK} is not there: building it first, from {origin}", err=True)
-        config = BuildCodebookConfig(
-            sources=sources,
-            root=root,
-            options=options,
-            out_dir=DEFAULT_CODEBOOK,
-            device=device,
-            **choice.build_settings(),
-        )
-        click.echo(build_codebook(config).table(), err=True)
-    return DEFAULT_CODEBOOK

@@ -144,10 +144,7 @@ def evaluate(
 
     \b
     Example:
-      dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech \\
-        --task asr --out asr.json
-      dmlm-cli evaluate --checkpoint runs/first --shards shards/covost \\
-        --task s2tt --beams 4 --length-penalty 0.8 --batch-size 16
+      dmlm-cli evaluate --checkpoint runs/first --shards shards/covost --task s2tt
     """
     from dmlm.trainer.checkpoint import resolve_checkpoint
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
@@ -187,8 +184,6 @@ def transcribe(
     \b
     Example:
       dmlm-cli transcribe --checkpoint runs/first hello.wav meeting.flac
-      dmlm-cli transcribe --checkpoint runs/first --beams 4 --batch-size 8 \\
-        meeting.flac
     """
     from dmlm.trainer.decoding.transcription import transcribe
 
@@ -208,9 +203,7 @@ def translate(
 
     \b
     Example:
-      dmlm-cli translate --checkpoint runs/first --to de hello.wav
-      dmlm-cli translate --checkpoint runs/first --to de --beams 4 \\
-        --length-penalty 0.8 hello.wav
+      dmlm-cli translate --checkpoint runs/first --to de --beams 4 hello.wav
     """
     from dmlm.trainer.decoding.transcription import transcribe
 
@@ -231,7 +224,6 @@ def caption(
     \b
     Example:
       dmlm-cli caption --checkpoint runs/first cat.jpg dog.png
-      dmlm-cli caption --checkpoint runs/first --max-new-tokens 32 cat.jpg
     """
     from dmlm.trainer.decoding.captioning import caption
 
@@ -278,8 +270,7 @@ def score(
 
     \b
     Example:
-      dmlm-cli score --task s2tt --references test.de --hypotheses output.de \\
-        --language de
+      dmlm-cli score --task s2tt --references a.de --hypotheses b.de --language de
     """
     from dmlm.trainer.scoring.file_scoring import ScoreConfig, score_files
 
