@@ -35,8 +35,8 @@ def sha256_if_readable(path: Path) -> str | None:
 
 def has_changed_files(task: ShardTask, ledger: Iterable[LedgerEntry]) -> bool:
     """Whether a file of `task` that is quarantined in `ledger` is not the one that was quarantined."""
-    files = {item.key: path for item in task.items if (path := file_of(item)) is not None}
     sha256_of = cache(sha256_if_readable)  # the captions of one image are as many entries
     # Broken annotations end at the source; their key may be that of another item, which has a file.
-    entries = [entry for entry in ledger if entry.outcome == "quarantined" and entry.stage != "source"]
-    return any(entry.key in files and sha256_of(files[entry.key]) != entry.sha256 for entry in entries)
+    before = {e.key: e.sha256 for e in ledger if e.outcome == "quarantined" and e.stage != "source"}
+    suspects = [(before[item.key], file_of(item)) for item in task.items if item.key in before]
+    return any(path is not None and sha256_of(path) != sha256 for sha256, path in suspects)

@@ -119,6 +119,12 @@ def test_no_command_has_an_option_outside_the_contract(name: str) -> None:
     assert options == OPTIONS[name]
 
 
+def test_a_sweep_takes_no_options_of_ready_made_units() -> None:
+    options = {option for p in command_of(iter(["experiment", "codebook-sweep"])).params for option in p.opts}
+    assert {*RECORDING_OPTIONS} < options
+    assert not options & {"--num-units", "--units-name"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
