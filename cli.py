@@ -66,7 +66,7 @@ def group() -> None:
     130 interrupted (train saves first), or another process of the run was lost (nothing new is saved;
     the last checkpoint and finished shards are kept). After 130 run the same command again, train with
     --resume: what is finished is kept.
-    """  # noqa: D301
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

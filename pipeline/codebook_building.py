@@ -6,6 +6,7 @@ was killed leaves nothing that looks whole.
 
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -137,8 +138,8 @@ def _check_same_settings(directory: Path, settings: Mapping[str, Any]) -> None:
 def _build(
     config: BuildCodebookConfig, sample: CorpusSample, settings: Mapping[str, Any], left_out: list[str]
 ) -> None:
-    scratch = config.out_dir.with_name(f".{config.out_dir.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
+    # Its own name: another process may be building the same.
+    scratch = config.out_dir.with_name(f".{config.out_dir.name}.{secrets.token_hex(4)}.tmp")
     try:
         _make_text_tokenizer(config, sample).save(scratch / Modality.TEXT)
         if sample.images:
@@ -146,10 +147,23 @@ def _build(
         if sample.has_speech:
             _make_speech_part(config, sample, left_out).save(scratch / Modality.SPEECH)
         write_card(scratch, settings)
-        os.replace(scratch, config.out_dir)
-        sync_directory(config.out_dir.parent)
+        _publish(scratch, config.out_dir)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _publish(scratch: Path, out_dir: Path) -> None:
+    try:
+        os.replace(scratch, out_dir)
+    except OSError:
+        if not is_codebook(out_dir):
+            raise
+        if read_card(out_dir) != read_card(scratch):
+            raise ConfigError(
+                f"{out_dir}: another process has put another codebook there meanwhile; "
+                "choose another --out, or use that one"
+            ) from None
+    sync_directory(out_dir.parent)
 
 
 def _make_text_tokenizer(config: BuildCodebookConfig, sample: CorpusSample) -> HuggingFaceTextTokenizer:

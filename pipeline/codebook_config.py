@@ -48,7 +48,7 @@ class BuildCodebookConfig:
     image_resolution: int = 128
     num_image_clusters: int = 512
     limit: int | None = None
-    """Read only the first items of each source."""
+    """Read only the first items of each split."""
     seed: int = 0
     device: str = "auto"
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dmlm.pipeline.default_codebook import DEFAULT_CODEBOOK, default_codebook
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.executors.options import engine_options
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder
+from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.source_options import source_options
 from dmlm.pipeline.tokenizer_options import codebook_options, tokenizer_options
 
@@ -21,12 +23,8 @@ if TYPE_CHECKING:
     from dmlm.pipeline.sources import SourceOptions
     from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
-CORPUS_NAMES = ("librispeech", "ami", "covost", "coco")
-"""Sources that have a folder of their own, so that they are found without being named."""
 WITHOUT_FILES = ("text", "units")
 """Sources without audio and images: only their texts are tokenized."""
-SOURCE_NAMES = (*CORPUS_NAMES, "jsonl", "hf", "text", "units")
-DEFAULT_CODEBOOK = Path("codebook")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -39,7 +37,7 @@ def root_option(remark: str = "") -> Decorator:
         envvar="DMLM_DATA",
         show_envvar=True,
         help="Folder that holds LibriSpeech/ ami/ covost/ coco/, the corpus folder itself, or your own file; "
-        f"or an address, s3:// or hf://; of the source hf also hub:ORG/NAME.{remark}",
+        f"or an address, s3:// or hf://; of the source hf also hub:ORG/NAME[@REVISION].{remark}",
     )
 
 
@@ -50,7 +48,7 @@ def split_option() -> Decorator:
 
 def limit_option(what: str) -> Decorator:
     """`--limit`: stop early, to try something out."""
-    return click.option("--limit", type=click.IntRange(min=1), help=f"Stop after N {what}.")
+    return click.option("--limit", type=click.IntRange(min=1), help=f"Take the first N {what}.")
 
 
 def device_option() -> Decorator:
@@ -101,7 +99,9 @@ def sample(**settings: Any) -> None:
     English is spoken by a neural voice, Italian by espeak-ng, images are drawn. The same seed gives the
     same bytes.
 
-    Example:  dmlm-cli sample --out data/sample
+    \b
+    Example:
+      dmlm-cli sample --out data/sample
     """
     from dmlm.pipeline.synthesis.corpora import SampleConfig, write_sample_corpora
 
@@ -120,7 +120,7 @@ def sample(**settings: Any) -> None:
 @split_option()
 @source_options
 @codebook_options
-@limit_option("samples of each source")
+@limit_option("samples of each split")
 @seed_option()
 @device_option()
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./codebook]")
@@ -138,7 +138,10 @@ def build_codebook(
     Writes DIR/speech, DIR/image and DIR/text; `tokenize --codebook DIR` uses all three. Held-out splits
     are left out unless named.
 
-    Example:  dmlm-cli build-codebook --source librispeech --root /data --clusters 500 --out codebook
+    \b
+    Example:
+      dmlm-cli build-codebook --source librispeech --root /data --clusters 500 \\
+        --out codebook
     """
     from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
     from dmlm.pipeline.encoders import AUTO
@@ -200,7 +203,7 @@ def parse_layer(text: str) -> int | None:
 )
 @click.option("--dry-run", is_flag=True, help="Only estimate audio, tokens, bytes and time from a sample.")
 @click.option("--out", "out", type=folder, help="Folder or address.  [default: ./shards/SOURCE]")
-@limit_option("samples")
+@limit_option("samples of each split")
 @device_option()
 @engine_options
 def tokenize(
@@ -222,7 +225,10 @@ def tokenize(
 
     Run it again after an interruption: finished shards are kept, and the result has the same bytes.
 
-    Example:  dmlm-cli tokenize --source librispeech --root /data --codebook codebook --out shards/librispeech
+    \b
+    Example:
+      dmlm-cli tokenize --source librispeech --root /data --codebook codebook \\
+        --out shards/librispeech
     """
     from dmlm.pipeline.dry_run import estimate_run
     from dmlm.pipeline.tokenization import TokenizeConfig
@@ -233,11 +239,13 @@ def tokenize(
     if out is None:
         announce_default("--out", out := Path("shards") / source)
     if codebook_dir is None and not choice.replaces_codebook(has_text_only=source in WITHOUT_FILES):
-        if dry_run and not DEFAULT_CODEBOOK.is_dir():
-            raise ConfigError(
-                f"--dry-run builds nothing, and {DEFAULT_CODEBOOK} is not there; give --codebook"
-            )
-        codebook_dir = default_codebook(source, root, options, choice, device)
+        refusal = None
+        if dry_run:
+            refusal = "--dry-run builds nothing"
+        elif engine.task_index is not None:
+            refusal = "with --task-index every task would build a codebook of its own"
+        announce_default("--codebook", DEFAULT_CODEBOOK)
+        codebook_dir = default_codebook(source, root, options, choice, device, refusal)
     config = TokenizeConfig(
         source=source,
         root=root,
@@ -253,31 +261,3 @@ def tokenize(
         reuse_dir=reuse_dir,
     )
     click.echo(estimate_run(config).table() if dry_run else engine.tokenize(config))
-
-
-def default_codebook(
-    source: str, root: Path, options: "SourceOptions", choice: "TokenizerChoice", device: str
-) -> Path:
-    """`./codebook`, built when it is not there: from every corpus present, or from the user's own files."""
-    from dmlm.pipeline.codebook_building import (
-        BuildCodebookConfig,
-        SourceShare,
-        build_codebook,
-        is_codebook,
-    )
-
-    announce_default("--codebook", DEFAULT_CODEBOOK)
-    if not is_codebook(DEFAULT_CODEBOOK):
-        sources = () if source in CORPUS_NAMES else (SourceShare(name=source),)
-        origin = "every source present" if source in CORPUS_NAMES else source
-        click.echo(f"{DEFAULT_CODEBOOK} is not there: building it first, from {origin}", err=True)
-        config = BuildCodebookConfig(
-            sources=sources,
-            root=root,
-            options=options,
-            out_dir=DEFAULT_CODEBOOK,
-            device=device,
-            **choice.build_settings(),
-        )
-        click.echo(build_codebook(config).table(), err=True)
-    return DEFAULT_CODEBOOK

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 from dmlm.pipeline.errors import ConfigError, SampleError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem, TextLine, Utterance
-from dmlm.pipeline.sources import Source, SourceOptions, open_source, sources_present
+from dmlm.pipeline.sources import Source, SourceOptions, every_choice, open_source, sources_present
 from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers.text import check_unicode
@@ -135,8 +135,9 @@ def draw_sample(
         sources: What to draw from.
         root: Folder that holds the corpora.
         splits: Splits of every source; None: those whose name starts with `train`, else all.
-        options: Settings that only some corpora need.
-        limit: Read only the first items of each source.
+        options: Settings that only some corpora need; where they name no language pair or partition, all are
+            drawn from.
+        limit: Read only the first items of each split.
         seed: Of the drawing.
         audio_seconds: Speech that will be taken of the sample; 0: all, so every utterance is kept.
 
@@ -155,45 +156,53 @@ def draw_sample(
             )
     return CorpusSample(
         parts=tuple(
-            _draw(source, _open_splits(source.name, root, splits, options), limit, seed, audio_seconds)
+            _draw(source, _open_choices(source.name, root, splits, options), limit, seed, audio_seconds)
             for source in chosen
         )
     )
 
 
-def _open_splits(name: str, root: Path, splits: Sequence[str] | None, options: SourceOptions) -> Source:
-    source = open_source(name, root, splits, options)
-    if splits:
-        return source
-    if train := [split for split in source.splits if split.startswith("train")]:
-        return open_source(name, root, train, options)
-    _logger.warning("%s: no training split, so the codebook is fitted on %s", name, ", ".join(source.splits))
-    return source
+def _open_choices(
+    name: str, root: Path, splits: Sequence[str] | None, options: SourceOptions
+) -> list[Source]:
+    """The source once for each language pair or partition, with those of the splits that it has."""
+    whole = {choice: open_source(name, root, None, choice) for choice in every_choice(name, root, options)}
+    present = sorted({split for source in whole.values() for split in source.splits})
+    wanted = splits or [split for split in present if split.startswith("train")]
+    if not wanted:
+        _logger.warning("%s: no training split, so the codebook is fitted on %s", name, ", ".join(present))
+        return list(whole.values())
+    nowhere = {*wanted} - {*present}  # opening it says so
+    asked = {
+        choice: [split for split in wanted if split in source.splits or split in nowhere]
+        for choice, source in whole.items()
+    }
+    return [open_source(name, root, some, choice) for choice, some in asked.items() if some]
 
 
 def _draw(
-    share: SourceShare, source: Source, limit: int | None, seed: int, audio_seconds: float
+    share: SourceShare, sources: Sequence[Source], limit: int | None, seed: int, audio_seconds: float
 ) -> SourceSample:
     num_kept = MAX_UTTERANCES * max(1.0, audio_seconds / 3_600) if audio_seconds else math.inf
-    utterances = ItemSample[Utterance](num_kept, generator_for(seed, "utterances", source.name))
-    images = ItemSample[ImageCaption](MAX_IMAGES, generator_for(seed, "images", source.name))
-    texts = ItemSample[str](MAX_TEXTS, generator_for(seed, "texts", source.name))
+    utterances = ItemSample[Utterance](num_kept, generator_for(seed, "utterances", share.name))
+    images = ItemSample[ImageCaption](MAX_IMAGES, generator_for(seed, "images", share.name))
+    texts = ItemSample[str](MAX_TEXTS, generator_for(seed, "texts", share.name))
     num_broken, image_id = 0, None
-    for item in islice(source.iter_items(), limit):
+    for item in chain.from_iterable(source.iter_items(limit) for source in sources):
         if isinstance(item, Utterance):
             utterances.add(item)
         elif isinstance(item, ImageCaption) and item.image_id != image_id:
             image_id = item.image_id  # the captions of an image follow each other
             images.add(item)
         try:
-            for text in _texts_of(item, source.text_rule):
+            for text in _texts_of(item, sources[0].text_rule):
                 texts.add(text)
         except SampleError as error:
             num_broken += 1
             _logger.warning("left out %s: %s", item.key, error)
     return SourceSample(
         source=share,
-        splits=source.splits,
+        splits=tuple(dict.fromkeys(split for source in sources for split in source.splits)),
         utterances=utterances.drawn(),
         images=images.drawn(),
         texts=texts.drawn(),

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import click
 
 from dmlm.pipeline.commands import (
-    SOURCE_NAMES,
     device_option,
     parse_layer,
     resolve_root,
@@ -16,7 +15,8 @@ from dmlm.pipeline.commands import (
 )
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.remote.folder import RemoteFolder
-from dmlm.pipeline.source_options import source_options
+from dmlm.pipeline.source_names import SOURCE_NAMES
+from dmlm.pipeline.source_options import recording_options
 
 if TYPE_CHECKING:
     from dmlm.pipeline.sources import SourceOptions
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 def experiment() -> None:
     """Compare settings on a small sample, before GPU days are spent.
 
-    Example:  dmlm-cli experiment codebook-sweep --source librispeech --root /data --out sweep
+    \b
+    Example:
+      dmlm-cli experiment codebook-sweep --source librispeech --root /data \\
+        --out sweep
     """
 
 
@@ -36,7 +39,7 @@ def experiment() -> None:
 )
 @root_option()
 @split_option()
-@source_options
+@recording_options
 @click.option("--encoder", default="whisper:tiny.en", show_default=True, help="As in build-codebook.")
 @click.option("--layers", default="1,2,3,4,last", show_default=True, help="Encoder blocks from 1, or last.")
 @click.option("--clusters", default="50,100,200,500", show_default=True, help="Numbers of clusters.")
@@ -72,7 +75,10 @@ def codebook_sweep(
     Fitted on training splits, measured on --split, else on the development splits, else on the test splits.
     Writes DIR/sweep.json and DIR/sweep.html.
 
-    Example:  dmlm-cli experiment codebook-sweep --source librispeech --root /data --out sweep
+    \b
+    Example:
+      dmlm-cli experiment codebook-sweep --source librispeech --root /data \\
+        --out sweep
     """
     from dmlm.pipeline.codebook_page import render_sweep
     from dmlm.pipeline.codebook_sweep import SweepConfig, sweep_codebooks

@@ -10,6 +10,9 @@ from html import escape
 WIDTH, HEIGHT = 720, 240
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 44
 """Size of a chart and its margins, in SVG units."""
+GOLDEN_ANGLE = 137.508
+SMALLEST_CELL = 28
+"""That a number of four digits fits into."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6577; --line: #d8dde6; --paper: #fff;
@@ -27,6 +30,7 @@ th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px s
 th { font-weight: 500; } th:first-child, td:first-child { text-align: left; }
 .heat td { padding-left: .9rem; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
+svg .code { fill: #1c2330; }
 .bar { fill: var(--bar); } .mark { stroke: var(--mark); stroke-width: 2; } .grid { stroke: var(--line); }
 """
 
@@ -44,6 +48,11 @@ def html_page(title: str, subtitle: str, sections: Sequence[str]) -> str:
 def section(heading: str, explanation: str, body: str) -> str:
     """Heading, a sentence for people, and html below."""
     return f"<h2>{escape(heading)}</h2><p>{escape(explanation)}</p>{body}"
+
+
+def paragraph(text: str) -> str:
+    """Text that goes over as many lines as it needs."""
+    return f"<p>{escape(text)}</p>"
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
@@ -97,6 +106,23 @@ def share_chart(rows: Sequence[tuple[str, float, float]]) -> str:
         parts.append(f'<path class="mark" d="M{left + reference * scale:.2f} {y - 4}v32"/>')
         parts.append(_text(WIDTH - 60, y + 17, f"{value:.3f}", "start"))
     return _svg("shares and their references", "".join(parts), 10 + len(rows) * step)
+
+
+def code_grid(codes: Sequence[int], num_columns: int) -> str:
+    """Grid of numbers, row by row; each number has a colour of its own, as far as colours go."""
+    size = WIDTH / max(1, num_columns)
+    parts = []
+    for place, code in enumerate(codes):
+        row, column = divmod(place, num_columns)
+        hue = code * GOLDEN_ANGLE % 360  # neighbours in number are far apart in colour
+        parts.append(
+            f'<path fill="hsl({hue:.0f} 60% 78%)" d="M{column * size:.2f} {row * size:.2f}'
+            f'h{size:.2f}v{size:.2f}h-{size:.2f}z"><title>{code}</title></path>'
+        )
+        if size >= SMALLEST_CELL:
+            x, y = (column + 0.5) * size, (row + 0.5) * size + 4
+            parts.append(f'<text class="code" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{code}</text>')
+    return _svg("codes of the image", "".join(parts), round(size * -(-len(codes) // max(1, num_columns))))
 
 
 def _shaded(value: float, share: float) -> str:

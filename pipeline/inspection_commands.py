@@ -1,84 +1,130 @@
 """`verify`, `index`, `inspect`: what is in shards and codebooks, before GPU days are spent on them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dmlm.pipeline.commands import (
-    SOURCE_NAMES,
     device_option,
     resolve_root,
     root_option,
     seed_option,
     split_option,
 )
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.remote.folder import RemoteFolder
-from dmlm.pipeline.remote.options import folder
-from dmlm.pipeline.source_options import source_options
+from dmlm.pipeline.remote.options import dataset_folder, folder
+from dmlm.pipeline.source_names import SOURCE_NAMES
+from dmlm.pipeline.source_options import recording_options
+from dmlm.pipeline.storage import write_bytes, write_json
 
-if TYPE_CHECKING:
-    from dmlm.pipeline.sources import SourceOptions
+OF_SHARDS = {"shard_dir", "key", "out_path", "html_path"}
+"""Parameters of `inspect` that have a meaning with --shards."""
 
 
-@click.command("inspect", short_help="Judge a speech codebook on held-out speech.")
+@click.command("inspect", short_help="What is in a data set; or how good a speech codebook is.")
+@click.option("--shards", "shard_dir", type=dataset_folder, help="Data set to look into.")
+@click.option("--key", help="With --shards: sample to show.  [default: the first]")
 @click.option(
     "--codebook",
     "codebook_dir",
     type=click.Path(path_type=Path),
-    required=True,
-    help="Folder of build-codebook.",
+    help="Folder of build-codebook, to be judged on held-out speech.",
 )
-@click.option("--source", type=click.Choice(SOURCE_NAMES), required=True, help="Corpus to measure on.")
+@click.option("--source", type=click.Choice(SOURCE_NAMES), help="With --codebook: corpus to measure on.")
 @root_option()
 @split_option()
-@source_options
+@recording_options
 @click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Utterances to measure on."
 )
 @seed_option()
 @device_option()
-@click.option("--out", "out_path", type=click.Path(path_type=Path), help="Json of all measures.")
-@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Page with plots.")
+@click.option("--out", "out_path", type=click.Path(path_type=Path), help="Json of all that is found.")
+@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Page to look at.")
+@click.pass_context
 def inspect(
-    codebook_dir: Path,
-    source: str,
-    root: Path | RemoteFolder | None,
-    splits: tuple[str, ...],
-    options: "SourceOptions",
-    limit: int,
-    seed: int,
-    device: str,
+    context: click.Context,
+    /,
+    shard_dir: Path | None,
+    key: str | None,
+    codebook_dir: Path | None,
+    source: str | None,
     out_path: Path | None,
     html_path: Path | None,
+    **settings: Any,
 ) -> None:
-    """Judge a speech codebook: usage, perplexity, runs, errors, agreement of window modes, letters.
+    """Look into a data set: its card in short and its first sample, or all of the sample of one --key.
 
-    Measured on utterances of the development splits, else of the test splits, unless --split names others.
+    Or judge a speech codebook: usage, perplexity, runs, errors, agreement of window modes, letters. Measured
+    on utterances of the development splits, else of the test splits, unless --split names others.
 
-    Example:  dmlm-cli inspect --codebook codebook --source librispeech --root /data --html codebook.html
+    \b
+    Example:
+      dmlm-cli inspect --shards shards/librispeech
+      dmlm-cli inspect --shards shards/coco --key 42-1 --html sample.html
+      dmlm-cli inspect --codebook codebook --source librispeech --root /data \\
+        --html codebook.html
     """
+    if shard_dir is not None and codebook_dir is None:
+        _refuse_given(context, {*context.params} - OF_SHARDS, "--codebook")
+        found, page = _inspect_dataset(shard_dir, key, with_page=html_path is not None)
+    elif codebook_dir is not None and shard_dir is None:
+        _refuse_given(context, {"key"}, "--shards")
+        if source is None:
+            raise ConfigError("--codebook is judged on speech: give --source")
+        found, page = _inspect_codebook(codebook_dir, source, with_page=html_path is not None, **settings)
+    else:
+        raise ConfigError("give --shards, to look into a data set, or --codebook, to judge it; not both")
+    if out_path:
+        write_json(out_path, found)
+    if html_path:
+        write_bytes(html_path, page.encode())
+
+
+def _refuse_given(context: click.Context, names: set[str], owner: str) -> None:
+    """Raises ConfigError for an option of the command line that would have no effect."""
+    for parameter in context.command.params:
+        if parameter.name in names and (
+            context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        ):
+            raise ConfigError(f"{parameter.opts[0]} belongs to {owner}")
+
+
+def _inspect_dataset(directory: Path, key: str | None, *, with_page: bool) -> tuple[dict[str, Any], str]:
+    from dmlm.pipeline.dataset_inspection import inspect_dataset
+    from dmlm.pipeline.dataset_page import render_dataset
+
+    inspection = inspect_dataset(directory, key)
+    click.echo(inspection.table())
+    return inspection.to_json(), render_dataset(inspection) if with_page else ""
+
+
+def _inspect_codebook(
+    directory: Path,
+    source: str,
+    *,
+    root: Path | RemoteFolder | None,
+    splits: tuple[str, ...],
+    with_page: bool,
+    **settings: Any,
+) -> tuple[dict[str, Any], str]:
     from dmlm.pipeline.codebook_inspection import InspectCodebookConfig, inspect_codebook
     from dmlm.pipeline.codebook_page import render_inspection
-    from dmlm.pipeline.storage import write_bytes, write_json
 
     report = inspect_codebook(
         InspectCodebookConfig(
-            codebook_dir=codebook_dir,
+            codebook_dir=directory,
             source=source,
             root=resolve_root(root, source),
             splits=splits or None,
-            options=options,
-            limit=limit,
-            seed=seed,
-            device=device,
+            **settings,
         )
     )
     click.echo(report.table())
-    if out_path:
-        write_json(out_path, report.to_json())
-    if html_path:
-        write_bytes(html_path, render_inspection(report).encode())
+    return report.to_json(), render_inspection(report) if with_page else ""
 
 
 @click.command(short_help="Check shards: checksums, structure, counts, ranges, fingerprints.")
@@ -104,7 +150,9 @@ def verify(
 ) -> None:
     """Check every byte and every id of a data set against its card and index.
 
-    Example:  dmlm-cli verify --shards shards/librispeech
+    \b
+    Example:
+      dmlm-cli verify --shards shards/librispeech
     """
     from dmlm.pipeline.shards import verify_dataset
 
@@ -137,7 +185,9 @@ def read_again(remote: RemoteFolder) -> Path:
 def index(shard_dirs: tuple[Path, ...]) -> None:
     """Write every index that is missing or damaged again; a tar that is not what it was is refused.
 
-    Example:  dmlm-cli index --shards shards/librispeech
+    \b
+    Example:
+      dmlm-cli index --shards shards/librispeech
     """
     from dmlm.pipeline.shards.rebuilding import rebuild_indexes
 

@@ -13,6 +13,7 @@ from dmlm.pipeline.errors import AnnotationError, AudioError, ConfigError, Image
 from dmlm.pipeline.file_encoding import Encoded, Outcome, encode_files
 from dmlm.pipeline.images import load_image
 from dmlm.pipeline.quarantine import LedgerEntry
+from dmlm.pipeline.quarantined_files import file_of, sha256_if_readable
 from dmlm.pipeline.samples import (
     Broken,
     ImageCaption,
@@ -30,7 +31,6 @@ from dmlm.pipeline.separate_processes import SeparateProcesses
 from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.shards.card import fingerprint_sha256
 from dmlm.pipeline.shards.format import encode_members
-from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers import ImageTokenizer, SpeechTokenizer, TextTokenizer
 from dmlm.pipeline.vocabulary import Vocabulary
@@ -214,7 +214,7 @@ def _skipped(item: Skipped) -> LedgerEntry:
 
 
 def _quarantined(item: SourceItem, stage: str, error: SampleError) -> LedgerEntry:
-    reason, path = str(error), _file_of(item)
+    reason, path = str(error), file_of(item)
     # Names, not paths: the ledger is part of the data set and must not depend on where the corpus lies.
     if path is not None:
         reason = reason.replace(str(path), path.name)
@@ -224,22 +224,5 @@ def _quarantined(item: SourceItem, stage: str, error: SampleError) -> LedgerEntr
         stage=stage,
         reason=reason,
         error=type(error).__name__,
-        sha256=_sha256_of(path) if path is not None and path.is_file() else None,
+        sha256=sha256_if_readable(path) if path is not None else None,
     )
-
-
-def _sha256_of(path: Path) -> str | None:
-    try:
-        return sha256_file(path)
-    except OSError:  # that may be why it could not be decoded
-        return None
-
-
-def _file_of(item: SourceItem) -> Path | None:
-    match item:
-        case Utterance():
-            return item.audio_path
-        case ImageCaption():
-            return item.image_path
-        case _:
-            return None

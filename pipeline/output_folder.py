@@ -10,6 +10,7 @@ from typing import Final
 
 import dmlm
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, ShardCorruptError
+from dmlm.pipeline.quarantined_files import has_changed_files
 from dmlm.pipeline.remote.datasets import fetch_unfinished
 from dmlm.pipeline.remote.folder import MissingFileError, RemoteFolder
 from dmlm.pipeline.samples import Modality, UnitInventory
@@ -139,11 +140,18 @@ def load_published(directory: Path, task_sha256s: Sequence[str]) -> DatasetCard 
 def find_finished(
     directory: Path, tasks: Mapping[str, ShardTask], remote: RemoteFolder | None = None
 ) -> dict[str, FinishedShard]:
-    """Shards of `tasks` that are whole, by the same sha256; what `remote` has of them is fetched first."""
+    """Shards of `tasks` that are whole, by the same sha256; what `remote` has of them is fetched first.
+
+    One with a quarantined file that has been repaired since is not finished.
+    """
     if remote is not None:
         fetch_unfinished(remote, [task.name for task in tasks.values()])
     found = {sha256: finished_shard(directory, task.name, sha256) for sha256, task in tasks.items()}
-    return {sha256: shard for sha256, shard in found.items() if shard is not None}
+    return {
+        sha256: shard
+        for sha256, shard in found.items()
+        if shard is not None and not has_changed_files(tasks[sha256], shard.footer.ledger)
+    }
 
 
 def check_same_items(directory: Path, card: DatasetCard, recipe: Recipe, tasks: Iterable[ShardTask]) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from dmlm.pipeline.errors import AudioError, ImageError, SampleError, ShardCorruptError
 from dmlm.pipeline.file_encoding import Encoded, Outcome
-from dmlm.pipeline.item_encoding import ItemEncoder, KnownOutcomes
+from dmlm.pipeline.item_encoding import NOTHING_KNOWN, ItemEncoder, KnownOutcomes
 from dmlm.pipeline.output_folder import check_same_items
+from dmlm.pipeline.quarantined_files import has_changed_files
 from dmlm.pipeline.samples import ImageCaption, Modality
 from dmlm.pipeline.shard_tasks import Recipe, ShardTask
 from dmlm.pipeline.shards import (
@@ -53,6 +54,8 @@ class EarlierDataset:
                 f"{self.directory}: {task.name} is missing or damaged; see `dmlm-cli verify`, "
                 "or leave out --reuse"
             )
+        if has_changed_files(task, found.footer.ledger):
+            return NOTHING_KNOWN
         shard = _EarlierShard(open_shard(self.directory, task.name), self.sampling_rate_hz)
         return KnownOutcomes(
             speech=shard.speech(task) if Modality.SPEECH in self.modalities else None,

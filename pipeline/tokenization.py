@@ -70,7 +70,7 @@ class TokenizeConfig:
     """None: all."""
     options: SourceOptions = DEFAULT_OPTIONS
     limit: int | None = None
-    """Items of the source to take; None: all."""
+    """Items of each split to take, from its first; None: all."""
     samples_per_shard: int = 1000
     """A kill costs at most the work of one shard; training wants many more shards than readers."""
     device: str = "auto"
@@ -127,6 +127,8 @@ def tokenize_share(config: TokenizeConfig, index: int, num_shares: int) -> None:
         mine = dict(islice(plan.tasks.items(), index, None, num_shares))
         finished = find_finished(config.out_dir, mine, config.remote)
         load_published(config.out_dir, list(plan.tasks))
+        if len(finished) < len(mine):
+            withdraw(config.out_dir)  # a repaired file gives its shard other bytes than the card says
         if config.remote is not None:  # a killed run may have finished some that it did not upload
             for shard in finished.values():
                 send_shard(config.remote, shard.record.name)
@@ -193,7 +195,7 @@ def plan_tokenization(config: TokenizeConfig, codebook_dir: Path) -> TokenizePla
     """
     tokenizers = load_tokenizers(codebook_dir, config.device, config.unit_backend)
     source = open_source(config.source, config.root, config.splits, config.options)
-    items = list(islice(source.iter_items(), config.limit))
+    items = list(source.iter_items(config.limit))
     tasks = plan_shards(config.source, items, config.samples_per_shard)
     has_speech = any(task.utterances for task in tasks)
     has_images = any(task.image_paths for task in tasks)
@@ -233,6 +235,7 @@ def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem
     return {
         "source": config.source,
         "splits": list(source.splits),
+        **({"revision": source.revision} if source.revision else {}),
         **describe_options(config.options),
         "lang_pair": pairs.pop() if len(pairs) == 1 else None,
         "limit": config.limit,

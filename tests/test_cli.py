@@ -1,5 +1,7 @@
 """The command contract: names, help, exit codes, one-line errors without a traceback."""
 
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -7,11 +9,13 @@ import pytest
 
 from dmlm.cli import COMMANDS, group, run
 from dmlm.pipeline.errors import RankError
+from dmlm.pipeline.experiment_commands import experiment
 
-SOURCE_OPTIONS = (
+RECORDING_OPTIONS = (
     *("--lang-pair", "--microphone", "--truncated-words", "--coco-splits", "--language"),
-    *("--columns", "--num-units", "--units-name", "--speed"),
+    *("--columns", "--speed"),
 )
+SOURCE_OPTIONS = (*RECORDING_OPTIONS, "--num-units", "--units-name")
 DECODING_OPTIONS = (
     *("--beams", "--temperature", "--top-p", "--seed"),
     *("--length-penalty", "--max-new-tokens", "--batch-size"),
@@ -40,7 +44,7 @@ OPTIONS = {
     "verify": {"--shards", "--reencode", "--root", "--seed", "--device"},
     "index": {"--shards"},
     "inspect": {
-        *("--codebook", "--source", "--root", "--split", *SOURCE_OPTIONS),
+        *("--shards", "--key", "--codebook", "--source", "--root", "--split", *RECORDING_OPTIONS),
         *("--limit", "--seed", "--device", "--out", "--html"),
     },
     "train": {
@@ -68,9 +72,37 @@ OPTIONS = {
 def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     text = capsys.readouterr().out
-    assert f"Example:  dmlm-cli {name}" in text
+    assert f"Example:\n    dmlm-cli {name}" in text
     found = {word.strip(",") for word in text.split() if word.startswith("--")} - {"--help"}
     assert OPTIONS[name] <= found
+
+
+def command_of(words: Iterator[str]) -> click.Command:
+    """The command that an example's first words name."""
+    command: click.Command = group
+    while isinstance(command, click.Group):
+        name = next(words)
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, f"no command {name}"
+        command = found
+    return command
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "experiment codebook-sweep"])
+def test_examples_of_the_help_can_be_pasted(name: str) -> None:
+    command = command_of(iter(name.split())) if name != "experiment" else experiment
+    context = click.Context(command, terminal_width=80, info_name=name)
+    text = command.get_help(context)
+    assert max(map(len, text.splitlines())) <= 80
+    lines = text.replace("\\\n", " ").splitlines()
+    examples = [line.strip() for line in lines if line.strip().startswith("dmlm-cli")]
+    assert examples
+    for example in examples:
+        words = iter(shlex.split(example)[1:])
+        shown = command_of(words)
+        shown.make_parser(click.Context(shown)).parse_args(
+            list(words)
+        )  # raises where there is no such option
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -85,6 +117,12 @@ def test_no_command_has_an_option_outside_the_contract(name: str) -> None:
         option for p in command.params if isinstance(p, click.Option) for option in p.opts if option[1] == "-"
     }
     assert options == OPTIONS[name]
+
+
+def test_a_sweep_takes_no_options_of_ready_made_units() -> None:
+    options = {option for p in command_of(iter(["experiment", "codebook-sweep"])).params for option in p.opts}
+    assert {*RECORDING_OPTIONS} < options
+    assert not options & {"--num-units", "--units-name"}
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ READ_EVERYTHING = """
 from importlib.resources import files
 import dmlm
 from dmlm.pipeline.manifests import load_manifest, load_weights_manifest
-from dmlm.pipeline.sources import SOURCES
+from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.trainer.config import load_recipe
 names = lambda package: sorted(p.name[:-5] for p in files(package).iterdir() if p.name.endswith(".yaml"))
 print(dmlm.__file__)
-print([load_manifest(name).name for name in SOURCES], len(load_weights_manifest().weights))
+print([load_manifest(name).name for name in SOURCE_NAMES], len(load_weights_manifest().weights))
 print([load_recipe(name).name for name in names("dmlm.trainer.recipes")])
 """
 

@@ -41,7 +41,7 @@ from dmlm.pipeline.remote.options import dataset_folder
     help="Where figures go besides metrics.jsonl; may be repeated.",
 )
 @seed_option()
-@limit_option("samples of each data set")
+@limit_option("samples of each split of each data set")
 @device_option()
 def train(
     shard_dirs: tuple[Path, ...],
@@ -60,11 +60,20 @@ def train(
     Writes Hugging Face checkpoints, plan.txt, metrics.jsonl, validation.jsonl and the resolved recipe to
     --out.
 
-    Example:  dmlm-cli train --shards shards/librispeech --shards shards/coco --out runs/first
+    \b
+    Example:
+      dmlm-cli train --shards shards/librispeech --shards shards/coco \\
+        --out runs/first
 
-    Example:  dmlm-cli train --shards shards/librispeech --set loss.speech=0.5 --set num_steps=200
+    \b
+    Example:
+      dmlm-cli train --shards shards/librispeech --set loss.speech=0.5 \\
+        --set num_steps=200
 
-    On four devices:  torchrun --nproc-per-node 4 --no-python dmlm-cli train --shards shards/librispeech
+    \b
+    On four devices:
+      torchrun --nproc-per-node 4 --no-python dmlm-cli train \\
+        --shards shards/librispeech
     """
     from dmlm.trainer.config import TrainConfig, load_recipe, parse_overrides
     from dmlm.trainer.distributed import join_ranks
@@ -107,7 +116,9 @@ def demo(out_dir: Path, recipe: str, num_spoken: int, seed: int) -> None:
 
     Eight to twelve minutes on two CPU cores. Run it again with the same --out and it goes on where it was.
 
-    Example:  dmlm-cli demo --out runs/demo
+    \b
+    Example:
+      dmlm-cli demo --out runs/demo
     """
     from dmlm.trainer.demo import DemoConfig, run_demo
 

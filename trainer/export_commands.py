@@ -17,7 +17,9 @@ def export(checkpoint: Path, out_dir: Path) -> None:
 
     Stock AutoModelForCausalLM and AutoTokenizer load it, and so does dmlm-cli.
 
-    Example:  dmlm-cli export --checkpoint runs/first --out models/first
+    \b
+    Example:
+      dmlm-cli export --checkpoint runs/first --out models/first
     """
     from dmlm.trainer.export import export_checkpoint
 

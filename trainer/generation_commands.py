@@ -91,9 +91,9 @@ def transcribe(
 ) -> int:
     """Transcribe audio files of any length with a trained checkpoint.
 
-    Example:  dmlm-cli transcribe --checkpoint runs/first hello.wav meeting.flac
-
-    Example:  dmlm-cli transcribe --checkpoint runs/first --beams 4 --batch-size 8 meeting.flac
+    \b
+    Example:
+      dmlm-cli transcribe --checkpoint runs/first hello.wav meeting.flac
     """
     from dmlm.trainer.decoding.transcription import transcribe
 
@@ -111,9 +111,9 @@ def translate(
 ) -> int:
     """Translate the speech in audio files of any length with a trained checkpoint.
 
-    Example:  dmlm-cli translate --checkpoint runs/first --to de hello.wav
-
-    Example:  dmlm-cli translate --checkpoint runs/first --to de --beams 4 --length-penalty 0.8 hello.wav
+    \b
+    Example:
+      dmlm-cli translate --checkpoint runs/first --to de --beams 4 hello.wav
     """
     from dmlm.trainer.decoding.transcription import transcribe
 
@@ -131,9 +131,9 @@ def caption(
 ) -> int:
     """Say what image files show, with a trained checkpoint.
 
-    Example:  dmlm-cli caption --checkpoint runs/first cat.jpg dog.png
-
-    Example:  dmlm-cli caption --checkpoint runs/first --max-new-tokens 32 cat.jpg
+    \b
+    Example:
+      dmlm-cli caption --checkpoint runs/first cat.jpg dog.png
     """
     from dmlm.trainer.decoding.captioning import caption
 

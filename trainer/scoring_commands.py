@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="[default: RUN/evaluations/CHECKPOINT.TASK.json; CHECKPOINT.TASK.json beside one that is in no run]",
 )
-@limit_option("samples")
+@limit_option("samples of each split of each data set")
 @device_option()
 def evaluate(
     checkpoint: Path,
@@ -88,10 +88,10 @@ def evaluate(
     Without --split, test splits that were not trained on are scored, or else the others that were not. Of
     t2s, FILE.speech/*.wav is what it says.
 
-    Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/librispeech --task asr --out asr.json
-
-    Example:  dmlm-cli evaluate --checkpoint runs/first --shards shards/covost --task s2tt --beams 4
-    --length-penalty 0.8 --batch-size 16
+    \b
+    Example:
+      dmlm-cli evaluate --checkpoint runs/first --shards shards/covost \\
+        --task s2tt --beams 4 --length-penalty 0.8
     """
     from dmlm.trainer.checkpoint import resolve_checkpoint
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
@@ -157,9 +157,11 @@ def score(
 ) -> None:
     """Score hypotheses in a text file against references in others, by key, or line by line without keys.
 
-    Example:  dmlm-cli score --task asr --references test.tsv --hypotheses output.tsv
-
-    Example:  dmlm-cli score --task s2tt --references test.de --hypotheses output.de --language de
+    \b
+    Example:
+      dmlm-cli score --task asr --references test.tsv --hypotheses output.tsv
+      dmlm-cli score --task s2tt --references test.de --hypotheses output.de \\
+        --language de
     """
     from dmlm.trainer.scoring.file_scoring import ScoreConfig, score_files
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from dmlm.pipeline.errors import MissingDependencyError, RankError
-from dmlm.pipeline.sources.hf import HUB
+from dmlm.pipeline.sources.hub import HUB
 from dmlm.pipeline.tokenization import TokenizeConfig, tokenize_share
 from dmlm.pipeline.tokenizers.pretrained import absolute_name
 

@@ -7,14 +7,14 @@ from dmlm.pipeline.sources.interface import (
     describe_options,
     read_options,
 )
-from dmlm.pipeline.sources.registry import SOURCES, open_source, sources_present
+from dmlm.pipeline.sources.registry import every_choice, open_source, sources_present
 
 __all__ = [
     "DEFAULT_OPTIONS",
-    "SOURCES",
     "Source",
     "SourceOptions",
     "describe_options",
+    "every_choice",
     "open_source",
     "read_options",
     "sources_present",

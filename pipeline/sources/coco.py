@@ -6,18 +6,20 @@ image-only; a caption whose image file is not there is skipped.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem
 from dmlm.pipeline.sources.coco_annotations import KARPATHY_SPLITS, read_captions, read_karpathy
-from dmlm.pipeline.sources.interface import SourceOptions
+from dmlm.pipeline.sources.interface import CocoPartition, SourceOptions
 
 EXPECTED = "annotations/captions_SPLIT.json with SPLIT/*.jpg, or dataset_coco.json,"
 NAME = "coco"
 
 _PREFIX, _SUFFIX = "captions_", ".json"
-_KARPATHY = "karpathy"
+_KARPATHY: Final = "karpathy"
 _KARPATHY_ADDRESS = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 _KARPATHY_PLACES = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
 _IMAGE_FILES = (
@@ -32,6 +34,14 @@ _IMAGE_FILES = (
 def is_present(corpus_dir: Path) -> bool:
     """Whether there is an annotation file with its folder of images, or Karpathy's file."""
     return bool(_find_partitions(corpus_dir))
+
+
+def every_choice(corpus_dir: Path, options: SourceOptions) -> tuple[SourceOptions, ...]:
+    """Options for each year where both are there and nothing says which; else just `options`."""
+    partitions = _find_partitions(corpus_dir)
+    if options.coco_splits or _KARPATHY in partitions:
+        return (options,)
+    return tuple(replace(options, coco_splits=year) for year in partitions)
 
 
 def find_splits(corpus_dir: Path, options: SourceOptions) -> tuple[str, ...]:
@@ -92,12 +102,12 @@ def _find_image(corpus_dir: Path, image_id: int) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _find_partitions(corpus_dir: Path) -> dict[str, tuple[str, ...]]:
+def _find_partitions(corpus_dir: Path) -> dict[CocoPartition, tuple[str, ...]]:
     """Splits of each partition that is there."""
     paths = (corpus_dir / "annotations").glob(f"{_PREFIX}*{_SUFFIX}")
     names = sorted(path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for path in paths)
     present = [name for name in names if (corpus_dir / name).is_dir()]
-    partitions = {
+    partitions: dict[CocoPartition, tuple[str, ...]] = {
         "2014": tuple(name for name in present if name.endswith("2014")),
         "2017": tuple(name for name in present if not name.endswith("2014")),
     }
@@ -111,7 +121,9 @@ def _find_karpathy(corpus_dir: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _choose_partition(corpus_dir: Path, present: list[str], wanted: str | None) -> str:
+def _choose_partition(
+    corpus_dir: Path, present: list[CocoPartition], wanted: CocoPartition | None
+) -> CocoPartition:
     chosen = wanted or (_KARPATHY if _KARPATHY in present else None)
     if chosen is None and len(present) == 1:
         return present[0]

@@ -6,7 +6,7 @@ Items are the inner join of the two tables on `path`. Tables are plain: columns 
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
@@ -43,6 +43,13 @@ class _Row:
 def is_present(corpus_dir: Path) -> bool:
     """Whether there is a table of any pair."""
     return bool(_list_pairs(corpus_dir))
+
+
+def every_choice(corpus_dir: Path, options: SourceOptions) -> tuple[SourceOptions, ...]:
+    """Options for each pair that is there; just `options` where they name one."""
+    if options.lang_pair:
+        return (options,)
+    return tuple(replace(options, lang_pair=pair.name) for pair in _list_pairs(corpus_dir))
 
 
 def find_splits(corpus_dir: Path, options: SourceOptions) -> tuple[str, ...]:

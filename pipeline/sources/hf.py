@@ -1,4 +1,4 @@
-"""Hugging Face data sets: hub:ORG/NAME[:CONFIG], or a local folder of parquet, arrow or audio files.
+"""Hugging Face data sets: hub:ORG/NAME, see `hub`, or a local folder of parquet, arrow or audio files.
 
 Rows are streamed. `datasets` never decodes: recordings and images that lie inside its files are copied as
 they are into its cache, with a list of the `jsonl` source beside them, and read like any file from then on.
@@ -14,16 +14,16 @@ from typing import Any
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import SourceItem
-from dmlm.pipeline.sources import jsonl
+from dmlm.pipeline.sources import hub, jsonl
+from dmlm.pipeline.sources.hub import HubName
 from dmlm.pipeline.sources.interface import SourceOptions, to_key
 from dmlm.pipeline.sources.lines import Line, iter_lines
-from dmlm.pipeline.storage import atomic_writer, sha256_json, write_bytes
+from dmlm.pipeline.storage import atomic_writer, sha256_json, write_bytes, write_json
 from dmlm.pipeline.suggestions import did_you_mean
 
 EXPECTED = "*.parquet, *.arrow or a folder of save_to_disk, or --root hub:ORG/NAME,"
 NAME = "hf"
 
-HUB = "hub:"
 _SAVED = ("dataset_dict.json", "state.json")
 _PATTERNS = ("**/*.parquet", "**/*.arrow", "**/metadata.csv", "**/metadata.jsonl")
 _MEDIA = {"audio", "image"}
@@ -41,7 +41,7 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
 
 def is_present(corpus_dir: Path) -> bool:
     """Whether it is the name of a hub, or a folder that `datasets` knows to read."""
-    return _is_hub_name(corpus_dir) or any(any(corpus_dir.glob(pattern)) for pattern in _PATTERNS)
+    return HubName.of(corpus_dir) is not None or any(any(corpus_dir.glob(pattern)) for pattern in _PATTERNS)
 
 
 def find_splits(corpus_dir: Path, options: SourceOptions) -> tuple[str, ...]:
@@ -50,7 +50,12 @@ def find_splits(corpus_dir: Path, options: SourceOptions) -> tuple[str, ...]:
     Raises:
         ConfigError: `datasets` cannot open it.
     """
-    return tuple(sorted(_open(corpus_dir)))
+    if hub.commit_of(corpus_dir) is None:
+        return tuple(sorted(_open(corpus_dir)))
+    list_path = _cache_dir(corpus_dir, options) / "splits.json"
+    if not list_path.is_file():  # else nothing has to be asked: a commit never changes
+        write_json(list_path, sorted(_open(corpus_dir)), is_shared=True)
+    return tuple(json.loads(list_path.read_bytes()))
 
 
 def iter_split(corpus_dir: Path, split: str, options: SourceOptions) -> Iterator[SourceItem]:
@@ -147,10 +152,11 @@ def _open(corpus_dir: Path) -> Mapping[str, Any]:
     """Streams of rows by split."""
     import datasets
 
-    name, _, config = str(corpus_dir).removeprefix(HUB).partition(":")
     try:
-        if _is_hub_name(corpus_dir):
-            return dict(datasets.load_dataset(name, config or None, streaming=True))
+        if name := HubName.of(corpus_dir):
+            return dict(
+                datasets.load_dataset(name.repository, name.config, revision=name.revision, streaming=True)
+            )
         if any((corpus_dir / name).is_file() for name in _SAVED):
             saved = datasets.load_from_disk(str(corpus_dir))
             parts = saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved}
@@ -161,17 +167,11 @@ def _open(corpus_dir: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{NAME}: {corpus_dir} cannot be opened by datasets: {reason}") from error
 
 
-def _is_hub_name(corpus_dir: Path) -> bool:
-    return str(corpus_dir).startswith(HUB)
-
-
 def _cache_dir(corpus_dir: Path, options: SourceOptions) -> Path:
-    """Folder of one state of a data set; a local one that has changed has another."""
-    import datasets
-
+    """Folder of one state of a data set: another commit, and a local one that has changed, have another."""
     identity: list[Any] = [str(corpus_dir), options.columns, options.language]
-    if not _is_hub_name(corpus_dir):
+    if HubName.of(corpus_dir) is None:
         files = sorted(path for path in corpus_dir.rglob("*") if path.is_file())
         stats = [(str(path.resolve()), path.stat()) for path in files]
         identity += [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return Path(datasets.config.HF_DATASETS_CACHE) / "dmlm" / sha256_json(identity)[:16]
+    return hub.cache_dir() / sha256_json(identity)[:16]

@@ -18,6 +18,8 @@ _NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_-]")
 MIN_SPEED, MAX_SPEED = 0.5, 2.0
 """Beyond these nobody would say it is speech."""
 
+CocoPartition = Literal["2014", "2017", "karpathy"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
@@ -33,7 +35,7 @@ class SourceOptions:
     """AMI: mix of the headsets, each speaker's own headset, or one distant microphone."""
     truncated_words: Literal["keep", "drop"] = "keep"
     """AMI: words that the speaker broke off."""
-    coco_splits: Literal["2014", "2017", "karpathy"] | None = None
+    coco_splits: CocoPartition | None = None
     """COCO: which partition; None: Karpathy's when its file is there, else the only year present."""
     language: str | None = None
     """text, units and hf: language of all texts, an ISO code such as `en`."""
@@ -87,8 +89,12 @@ class Source(Protocol):
     def splits(self) -> tuple[str, ...]:
         """Splits that `iter_items` goes through, in that order."""
 
-    def iter_items(self) -> Iterator[SourceItem]:
-        """Yields all items lazily; what is broken or left out comes as an item too."""
+    @property
+    def revision(self) -> str | None:
+        """Commit of a data set at a hub; None for what lies in folders, or where the hub was never asked."""
+
+    def iter_items(self, limit: int | None = None) -> Iterator[SourceItem]:
+        """Yields all items lazily, what is broken or left out too; `limit`: only the first of each split."""
 
 
 class Corpus(Protocol):

@@ -1,30 +1,28 @@
 """Sources by name: finds the corpus folder, checks the splits, opens it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.languages import with_known_languages
 from dmlm.pipeline.manifests import CorpusManifest, load_manifest
 from dmlm.pipeline.samples import Broken, SourceItem, Utterance
-from dmlm.pipeline.sources import ami, coco, covost, hf, jsonl, librispeech, text, units
+from dmlm.pipeline.source_names import SOURCE_NAMES
+from dmlm.pipeline.sources import ami, coco, covost, hf, hub, jsonl, librispeech, text, units
 from dmlm.pipeline.sources.interface import DEFAULT_OPTIONS, Corpus, Source, SourceOptions
 from dmlm.pipeline.suggestions import did_you_mean
 
-_CORPORA: Mapping[str, Corpus] = {
-    "librispeech": librispeech,
-    "ami": ami,
-    "covost": covost,
-    "coco": coco,
-    "jsonl": jsonl,
-    "hf": hf,
-    "text": text,
-    "units": units,
-}
+_MODULES: tuple[Corpus, ...] = (librispeech, ami, covost, coco, jsonl, hf, text, units)
+_CORPORA: Mapping[str, Corpus] = dict(zip(SOURCE_NAMES, _MODULES, strict=True))
 
-SOURCES = tuple(_CORPORA)
-"""Names that `--source` accepts."""
+_CHOICES: Mapping[str, Callable[[Path, SourceOptions], tuple[SourceOptions, ...]]] = {
+    "covost": covost.every_choice,
+    "coco": coco.every_choice,
+}
+"""Of corpora that may hold several of what `open_source` opens one of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,18 +34,27 @@ class _CorpusSource:
     corpus_dir: Path
     options: SourceOptions
 
-    def iter_items(self) -> Iterator[SourceItem]:
-        """Reasons name files relative to the corpus: they go into data sets, which hold no local path."""
+    @property
+    def revision(self) -> str | None:
+        """See `Source`."""
+        return hub.commit_of(self.corpus_dir)
+
+    def iter_items(self, limit: int | None = None) -> Iterator[SourceItem]:
+        """See `Source`; the rest of a split is not read."""
         for split in self.splits:
-            for item in self.corpus.iter_split(self.corpus_dir, split, self.options):
-                match item:
-                    case Utterance():
-                        yield from _at_speeds(item, self.options.speeds)
-                    case Broken():
-                        reason = item.reason.replace(f"{self.corpus_dir}{os.sep}", "")
-                        yield replace(item, reason=reason)
-                    case _:
-                        yield item
+            yield from islice(self._iter_split(split), limit)
+
+    def _iter_split(self, split: str) -> Iterator[SourceItem]:
+        """Reasons name files relative to the corpus: they go into data sets, which hold no local path."""
+        for item in map(with_known_languages, self.corpus.iter_split(self.corpus_dir, split, self.options)):
+            match item:
+                case Utterance():
+                    yield from _at_speeds(item, self.options.speeds)
+                case Broken():
+                    reason = item.reason.replace(f"{self.corpus_dir}{os.sep}", "")
+                    yield replace(item, reason=reason)
+                case _:
+                    yield item
 
 
 def _at_speeds(item: Utterance, speeds: Sequence[float]) -> Iterator[Utterance]:
@@ -65,7 +72,7 @@ def open_source(
     """Opens a corpus.
 
     Args:
-        name: One of `SOURCES`.
+        name: One of `SOURCE_NAMES`.
         root: Folder that holds `LibriSpeech/ ami/ covost/ coco/`, or the corpus folder itself; for your own
             files the folder that holds them, or one file.
         splits: Splits in the order wanted; None: all that are there, sorted.
@@ -74,12 +81,9 @@ def open_source(
     Raises:
         ConfigError: Unknown source or split, or the corpus is not at `root`.
     """
-    if name not in _CORPORA:
-        raise ConfigError(
-            f"unknown source {name!r}: one of {', '.join(SOURCES)}{did_you_mean(name, SOURCES)}"
-        )
+    _check_name(name)
     corpus, manifest = _CORPORA[name], load_manifest(name)
-    corpus_dir = _locate(name, root)
+    corpus_dir = hub.pinned(_locate(name, root))
     present = corpus.find_splits(corpus_dir, options)
     asked = tuple(dict.fromkeys(splits)) if splits else present
     for split in asked:
@@ -98,13 +102,30 @@ def open_source(
     )
 
 
+def every_choice(name: str, root: Path, options: SourceOptions) -> tuple[SourceOptions, ...]:
+    """Options for each language pair or partition that is there; just `options` where they name one.
+
+    Raises:
+        ConfigError: Unknown source, or the corpus is not at `root`.
+    """
+    _check_name(name)
+    return _CHOICES[name](_locate(name, root), options) if name in _CHOICES else (options,)
+
+
 def sources_present(root: Path) -> list[str]:
-    """Names of the corpora that have their folder under `root`, in the order of `SOURCES`.
+    """Names of the corpora that have their folder under `root`, in the order of `SOURCE_NAMES`.
 
     Sources without a folder of their own, which read any user's files, are never among them.
     """
-    folders = {name: load_manifest(name).corpus_dir for name in SOURCES}
+    folders = {name: load_manifest(name).corpus_dir for name in SOURCE_NAMES}
     return [name for name, folder in folders.items() if folder and _CORPORA[name].is_present(root / folder)]
+
+
+def _check_name(name: str) -> None:
+    if name not in _CORPORA:
+        raise ConfigError(
+            f"unknown source {name!r}: one of {', '.join(SOURCE_NAMES)}{did_you_mean(name, SOURCE_NAMES)}"
+        )
 
 
 def _locate(name: str, root: Path) -> Path:

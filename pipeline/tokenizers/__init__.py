@@ -7,11 +7,14 @@ only if their fingerprints are equal.
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from dmlm.pipeline.samples import Pixels, TokenArray, Waveform
 
 Fingerprint = Mapping[str, str | int | float | bool | None]
+
+UNITS_PER_SECOND: Final = 50
+"""Of every speech tokenizer that dmlm has; units that somebody else made may be fewer or more."""
 
 
 def first_difference(one: Fingerprint, other: Fingerprint) -> str | None:

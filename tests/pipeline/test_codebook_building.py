@@ -234,14 +234,38 @@ def test_failed_build_leaves_nothing(
 
 
 def test_left_over_of_a_killed_build_is_no_codebook(config: BuildCodebookConfig, tmp_path: Path) -> None:
-    killed = tmp_path / ".out.tmp" / "speech"
+    killed = tmp_path / ".out.00000000.tmp" / "speech"
     killed.mkdir(parents=True)
     (killed / "old.json").touch()
     (tmp_path / "out").mkdir()  # an empty folder may be given
     coco = replace(config, sources=(SourceShare(name="coco"),), out_dir=tmp_path / "out")
     assert build_codebook(coco).speech is None
     assert is_codebook(coco.out_dir)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.00000000.tmp", "out"]
+    assert not list(coco.out_dir.rglob("old.json"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_another_process_may_build_the_same_codebook_meanwhile_but_no_other(
+    config: BuildCodebookConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    mine = replace(config, sources=(SourceShare(name="coco"),), out_dir=tmp_path / "out")
+    write_card = codebook_building.write_card
+
+    def write_card_late(*arguments: object) -> None:
+        monkeypatch.setattr(codebook_building, "write_card", write_card)
+        build_codebook(replace(mine, seed=seed))
+        write_card(*arguments)
+
+    monkeypatch.setattr(codebook_building, "write_card", write_card_late)
+    if seed == mine.seed:
+        assert build_codebook(mine).image is not None
+    else:
+        with pytest.raises(ConfigError, match="another codebook there meanwhile"):
+            build_codebook(mine)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert read_card(mine.out_dir)["settings"]["seed"] == seed
+    load_tokenizers(mine.out_dir)
 
 
 @pytest.mark.parametrize(

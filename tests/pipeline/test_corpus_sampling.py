@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -75,3 +76,68 @@ def test_real_corpora_give_training_data_only_in_a_seeded_order(real_data: Path)
 def test_folder_without_corpora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="LibriSpeech/, ami/, covost/ or coco/"):
         draw_sample((), tmp_path, splits=None, options=SourceOptions(), limit=None, seed=0)
+
+
+def write_covost(root: Path, pair: str, *splits: str) -> None:
+    folder = root / "covost" / pair[:2]
+    (folder / "clips").mkdir(parents=True)
+    names = [f"{pair}_{split}_{number}" for split in splits for number in range(3)]
+    (folder / f"covost_v2.{pair}.tsv").write_text(
+        "path\ttranslation\tsplit\n"
+        + "".join(f"{name}.mp3\tTo {name}\t{name.split('_')[2]}\n" for name in names)
+    )
+    (folder / "validated.tsv").write_text(
+        "client_id\tpath\tsentence\n" + "".join(f"s\t{name}.mp3\tOf {name}\n" for name in names)
+    )
+    for name in names:
+        (folder / "clips" / f"{name}.mp3").touch()
+
+
+def write_coco(root: Path, *splits: str) -> None:
+    (root / "coco" / "annotations").mkdir(parents=True)
+    for number, split in enumerate(splits, start=1):
+        (root / "coco" / split).mkdir()
+        (root / "coco" / split / f"{number}.jpg").touch()
+        content = {"images": [{"id": number, "file_name": f"{number}.jpg"}], "annotations": []}
+        (root / "coco" / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Two language pairs and both years of COCO: `tokenize` would ask which."""
+    write_covost(tmp_path, "it_en", "train", "dev")
+    write_covost(tmp_path, "de_en", "train", "test")
+    write_coco(tmp_path, "train2014", "val2014", "train2017", "val2017")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "languages", "image_splits"),
+    [
+        (SourceOptions(), {"it": 3, "de": 3}, {"train2014", "train2017"}),
+        (SourceOptions(lang_pair="it_en", coco_splits="2017"), {"it": 3}, {"train2017"}),
+    ],
+)
+def test_all_language_pairs_and_years_are_drawn_from_unless_one_is_named(
+    several: Path,
+    options: SourceOptions,
+    languages: dict[str, int],
+    image_splits: set[str],
+) -> None:
+    sample = draw_sample((), several, splits=None, options=options, limit=None, seed=0)
+    covost, coco = sample.parts
+    assert Counter(utterance.language for utterance in covost.utterances) == languages
+    assert covost.splits == ("train",)
+    assert {image.split for image in coco.images} == {*coco.splits} == image_splits
+
+
+def test_splits_and_limits_hold_for_each_language_pair(several: Path) -> None:
+    def draw(splits: list[str], limit: int | None = None) -> Counter[tuple[str | None, str]]:
+        source = SourceShare(name="covost")
+        sample = draw_sample([source], several, splits=splits, options=SourceOptions(), limit=limit, seed=0)
+        return Counter((item.language, item.split) for item in sample.parts[0].utterances)
+
+    assert draw(["dev"]) == {("it", "dev"): 3}
+    assert draw(["train", "dev"], limit=2) == {("it", "train"): 2, ("it", "dev"): 2, ("de", "train"): 2}
+    with pytest.raises(ConfigError, match="no split 'tset'"):
+        draw(["train", "tset"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dmlm.pipeline.errors import ConfigError, DmlmError
 from dmlm.pipeline.manifests import load_manifest, load_weights_manifest, parse_corpus_manifest
-from dmlm.pipeline.sources import SOURCES
+from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.text_rules import TEXT_RULES
 
 MANIFEST = """\
@@ -26,7 +26,7 @@ splits:
 """
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", SOURCE_NAMES)
 def test_every_source_has_a_manifest_with_a_known_text_rule(source):
     manifest = load_manifest(source)
     assert manifest.name == source

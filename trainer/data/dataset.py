@@ -4,9 +4,9 @@ Cards say whether they fit together, indexes say what there is, the mapped tars 
 Opening reads the few columns that training needs; no tar is read before its first sample is wanted.
 """
 
-import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -77,6 +77,10 @@ class TrainingData:
     """Tokens of the same samples."""
     files: tuple[ShardFile, ...]
     """Where they lie."""
+    dataset_sizes: tuple[int, ...]
+    """Samples of each data set."""
+    within_limit_N: npt.NDArray[np.bool_] | None
+    """Which samples count; None: all. The others lie before the last one that counts in their shard."""
     vocabulary: Vocabulary
     fingerprints: Mapping[Modality, Fingerprint]
     identities: tuple[DatasetIdentity, ...]
@@ -93,7 +97,7 @@ def open_training_data(directories: Sequence[Path], limit: int | None = None) ->
 
     Args:
         directories: Folders of finished data sets.
-        limit: Samples of each data set that count, from the first.
+        limit: Samples of each source and split of each data set that count, from the first; None: all.
 
     Raises:
         ConfigError: No folder is given, or one is not there.
@@ -104,23 +108,17 @@ def open_training_data(directories: Sequence[Path], limit: int | None = None) ->
         raise ConfigError("no shards: give --shards DIR")
     cards = [load_dataset_card(directory) for directory in directories]
     owners = _owners(directories, cards)
-    shards, tables, files = [], [], []  # the readers are let go of: they hold more than is wanted here
-    for directory, card in zip(directories, cards, strict=True):
-        num_left = sys.maxsize if limit is None else limit
-        for record in card.shards:
-            if num_left > 0:
-                shard = open_shard(directory, record.name, COLUMNS)
-                index = shard.index.select(COLUMNS).slice(0, num_left).replace_schema_metadata(None)
-                shards.append(ShardTokens.of(shard, len(index)))
-                tables.append(index)
-                files.append(ShardFile(path=shard.tar_path, sha256=record.tar_sha256))
-                num_left -= len(index)
-    if not tables:
+    datasets = [
+        _open_dataset(directory, card, limit) for directory, card in zip(directories, cards, strict=True)
+    ]
+    if not any(dataset.tables for dataset in datasets):
         raise ConfigError(f"no samples in {', '.join(map(str, directories))}")
     return TrainingData(
-        index=pa.concat_tables(tables),
-        tokens=TokenTable(shards),
-        files=tuple(files),
+        index=pa.concat_tables([table for dataset in datasets for table in dataset.tables]),
+        tokens=TokenTable([shard for dataset in datasets for shard in dataset.tokens]),
+        files=tuple(file for dataset in datasets for file in dataset.files),
+        dataset_sizes=tuple(sum(map(len, dataset.tables)) for dataset in datasets),
+        within_limit_N=None if limit is None else np.concatenate([m for d in datasets for m in d.masks]),
         vocabulary=_merge_vocabularies([card.vocabulary for card in cards]),
         fingerprints={modality: cards[owner].fingerprints[modality] for modality, owner in owners.items()},
         identities=tuple(_identity(card) for card in cards),
@@ -128,6 +126,44 @@ def open_training_data(directories: Sequence[Path], limit: int | None = None) ->
             modality: directories[owner] / CODEBOOK_NAME / modality for modality, owner in owners.items()
         },
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _OpenedDataset:
+    """What is kept of a data set's shards; the readers hold more than is wanted."""
+
+    tables: list[pa.Table] = field(default_factory=list)
+    tokens: list[ShardTokens] = field(default_factory=list)
+    files: list[ShardFile] = field(default_factory=list)
+    masks: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    """Samples within the limit, where there is one."""
+
+
+def _open_dataset(directory: Path, card: DatasetCard, limit: int | None) -> _OpenedDataset:
+    opened, num_seen = _OpenedDataset(), Counter[tuple[str, str]]()
+    for record in card.shards:
+        shard = open_shard(directory, record.name, COLUMNS)
+        index = shard.index.select(COLUMNS).replace_schema_metadata(None)
+        if limit is not None:
+            within_limit_N = _first_of_each_split(index, limit, num_seen)
+            index = index.slice(0, int(np.flatnonzero(within_limit_N).max(initial=-1)) + 1)
+            opened.masks.append(within_limit_N[: len(index)])
+        if len(index):
+            opened.tokens.append(ShardTokens.of(shard, len(index)))
+            opened.tables.append(index)
+            opened.files.append(ShardFile(path=shard.tar_path, sha256=record.tar_sha256))
+    return opened
+
+
+def _first_of_each_split(
+    index: pa.Table, limit: int, num_seen: Counter[tuple[str, str]]
+) -> npt.NDArray[np.bool_]:
+    """Whether each sample is among the first of its source and split; `num_seen` counts over the shards."""
+    is_kept = []
+    for source_and_split in zip(index["source"].to_pylist(), index["split"].to_pylist(), strict=True):
+        num_seen[source_and_split] += 1
+        is_kept.append(num_seen[source_and_split] <= limit)
+    return np.array(is_kept, np.bool_)
 
 
 def _owners(directories: Sequence[Path], cards: Sequence[DatasetCard]) -> dict[Modality, int]:

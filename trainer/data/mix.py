@@ -159,8 +159,10 @@ def _build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
         & rows_that_match(data.index["source"], (entry.source,))
         & rows_that_match(data.index["split"], recipe.splits, (entry.split,))
     )
+    if data.within_limit_N is not None:
+        wanted_N &= data.within_limit_N
     if task.name == "image":
-        wanted_N &= _first_of_each(data.index["image_id"])
+        wanted_N &= _first_of_each_image(data, np.flatnonzero(wanted_N))
     fits_N = lengths_N <= recipe.sequence.max_length
     rows_N, refused_N = np.flatnonzero(wanted_N & fits_N), np.flatnonzero(wanted_N & ~fits_N)
     templates, template_N = _build_templates(task, rows_N, data, recipe)
@@ -218,9 +220,19 @@ def rows_that_match(column: pa.ChunkedArray, *choices: Sequence[str]) -> npt.NDA
     return np.array([*known, False])[codes_N]
 
 
-def _first_of_each(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    """Whether a row is the first with its value, or has none: an image has a sample per caption."""
-    codes_N, values = _encode(column)
-    first_N: npt.NDArray[np.bool_] = codes_N == len(values)
-    first_N[np.unique(codes_N, return_index=True)[1]] = True
-    return first_N
+def _first_of_each_image(data: TrainingData, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of all samples are, among `rows_N`, the first of their image or of none: it has one per caption.
+
+    Ids are those of a split: two lists of files may both call their first image by the same name.
+    """
+    image_N, image_ids = _encode(data.index["image_id"])
+    image_N = image_N[rows_N]
+    key_N = np.searchsorted(np.cumsum(data.dataset_sizes), rows_N, side="right")
+    for name in ("source", "split"):
+        codes_N, values = _encode(data.index[name])
+        key_N = key_N * len(values) + codes_N[rows_N]
+    first_N = image_N == len(image_ids)
+    first_N[np.unique(key_N * (len(image_ids) + 1) + image_N, return_index=True)[1]] = True
+    is_first_N = np.zeros(len(data.index), np.bool_)
+    is_first_N[rows_N[first_N]] = True
+    return is_first_N

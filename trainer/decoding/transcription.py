@@ -14,7 +14,7 @@ from dmlm.pipeline.audio import load_waveform, recording_seconds
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import AudioError, ConfigError
 from dmlm.pipeline.samples import Sample, TokenArray, Waveform
-from dmlm.pipeline.tokenizers import SpeechTokenizer
+from dmlm.pipeline.tokenizers import UNITS_PER_SECOND, SpeechTokenizer
 from dmlm.pipeline.tokenizers.registry import Tokenizers
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
@@ -23,7 +23,6 @@ from dmlm.trainer.trained_tasks import choose_language
 
 MAX_WINDOW_SECONDS: Final = 30.0
 """Whisper's window; training data holds hardly anything longer."""
-UNITS_PER_SECOND: Final = 50
 SHARE_FOR_UNITS: Final = 0.75
 """Of the model's positions; the rest is left for the text."""
 CUT_BETWEEN: Final = (0.8, 0.97)

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,7 @@ class EvaluateConfig:
     listener: str = "whisper:tiny.en"
     """Of t2s: the Whisper that hears."""
     limit: int | None = None
-    """Samples to score, from the first; None: all."""
+    """Samples of each split of each data set to score, from the first; None: all."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     device: str = "auto"
 
@@ -93,7 +92,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     checkpoint = load_checkpoint(resolve_checkpoint(config.checkpoint), str(open_device(config.device)))
     shards = open_matching_shards(config.shards, checkpoint, config.task)
     splits = choose_splits(shards, config.splits, config.task, checkpoint.settings.recipe)
-    references = list(islice(read_references(shards, splits, config.task, config.keys), config.limit))
+    references = list(read_references(shards, splits, config.task, config.keys, config.limit))
     if not references:
         raise ConfigError(
             f"no sample for the task {config.task} in the splits {', '.join(splits)} "

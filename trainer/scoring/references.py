@@ -3,11 +3,13 @@
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow.compute as pc
 
@@ -41,11 +43,6 @@ class Reference:
     language: str | None
     """Of the texts."""
     text_rule: str
-
-    @property
-    def image(self) -> tuple[str, str, str | None]:
-        """Equal for the captions of one image."""
-        return self.sample.source, self.sample.split, self.sample.image_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -135,35 +132,28 @@ def choose_splits(
 
 
 def read_references(
-    shards: Sequence[ScoredShard], splits: Sequence[str], task: str, keys: Sequence[str] = ("*",)
+    shards: Sequence[ScoredShard],
+    splits: Sequence[str],
+    task: str,
+    keys: Sequence[str] = ("*",),
+    limit: int | None = None,
 ) -> Iterator[Reference]:
-    """Yields every sample of the splits that has what the task needs, in order; an image once.
+    """Yields the samples of the splits that have what the task needs, in order; an image once.
 
-    Only samples whose key matches one of the globs `keys`.
+    Args:
+        shards: Of all data sets.
+        splits: Their names.
+        task: One of `SCORED_TASKS`.
+        keys: Globs; only samples whose key matches one of them.
+        limit: Samples of each source and split of each data set, from the first; None: all.
     """
-    counts, text = _counts(task), _text_member(task)
-    gathered: list[Reference] = []
-    for shard in shards:
-        for row, fields in enumerate(shard.reader.index.to_pylist()):
-            is_wanted = fields["split"] in splits and matches(fields["key"], keys)
-            if not is_wanted or not all(fields[name] for name in counts):
-                continue
-            reference = Reference(
-                sample=shard.reader.read_sample(row),
-                texts=(fields[text],),
-                hashes=(fields[_hash_column(text)],),
-                language=fields["translation_language" if task == "s2tt" else "language"],
-                text_rule=shard.text_rule,
-            )
-            if task != "i2t":
-                yield reference
-                continue
-            if gathered and reference.image != gathered[0].image:
-                yield _join(gathered)
-                gathered = []
-            gathered.append(reference)
-    if gathered:
-        yield _join(gathered)
+    num_yielded: Counter[tuple[str, ...]] = Counter()
+    for _, rows in groupby(_find_rows(shards, splits, task, keys), key=partial(_what_is_scored, task)):
+        captions = list(rows)
+        origin = captions[0].origin
+        num_yielded[origin] += 1
+        if limit is None or num_yielded[origin] <= limit:
+            yield _join([_read_reference(row, task) for row in captions])
 
 
 def read_training_texts(shards: Sequence[ScoredShard], checkpoint: Checkpoint) -> TrainingTexts:
@@ -223,6 +213,48 @@ def _find_splits(shards: Sequence[ScoredShard], counts: Sequence[str] = ()) -> s
         rows = index.group_by(["source", "split"]).aggregate([]).to_pylist()
         found |= {(row["source"], row["split"]) for row in rows}
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Row:
+    """A sample that is wanted, not read yet."""
+
+    shard: ScoredShard
+    number: int
+    fields: Mapping[str, Any]
+    """Of the index."""
+
+    @property
+    def origin(self) -> tuple[str, str, str]:
+        """Data set, source and split."""
+        return self.shard.dataset_sha256, self.fields["source"], self.fields["split"]
+
+
+def _find_rows(
+    shards: Sequence[ScoredShard], splits: Sequence[str], task: str, keys: Sequence[str]
+) -> Iterator[_Row]:
+    counts = _counts(task)
+    for shard in shards:
+        for number, fields in enumerate(shard.reader.index.to_pylist()):
+            is_wanted = fields["split"] in splits and matches(fields["key"], keys)
+            if is_wanted and all(fields[name] for name in counts):
+                yield _Row(shard=shard, number=number, fields=fields)
+
+
+def _what_is_scored(task: str, row: _Row) -> tuple[str, ...]:
+    """Equal for the captions of one image, which follow each other; else of the sample itself."""
+    return *row.origin, str(row.fields["image_id" if task == "i2t" else "key"])
+
+
+def _read_reference(row: _Row, task: str) -> Reference:
+    text = _text_member(task)
+    return Reference(
+        sample=row.shard.reader.read_sample(row.number),
+        texts=(row.fields[text],),
+        hashes=(row.fields[_hash_column(text)],),
+        language=row.fields["translation_language" if task == "s2tt" else "language"],
+        text_rule=row.shard.text_rule,
+    )
 
 
 def _join(captions: Sequence[Reference]) -> Reference:

@@ -46,7 +46,10 @@ def train_vocoder(
     `speak` and `evaluate --task t2s` use the result. Units of the Seamless codec need none: give them a
     Seamless model.
 
-    Example:  dmlm-cli train-vocoder --shards shards/librispeech --root /data --out vocoder
+    \b
+    Example:
+      dmlm-cli train-vocoder --shards shards/librispeech --root /data \\
+        --out vocoder
     """
     from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
     from dmlm.trainer.vocoder.training import train_vocoder
@@ -92,7 +95,10 @@ def speak(
 ) -> None:
     """Say each text with a trained checkpoint, in a WAV file of its own.
 
-    Example:  dmlm-cli speak --checkpoint runs/first --vocoder vocoder "old ships sail home" --out speech
+    \b
+    Example:
+      dmlm-cli speak --checkpoint runs/first --vocoder vocoder \\
+        "old ships sail home" --out speech
     """
     from dmlm.trainer.vocoder.speaking import SpeakConfig, speak
 

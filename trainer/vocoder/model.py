@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmlm.pipeline.tokenizers import UNITS_PER_SECOND
 from dmlm.trainer.vocoder.mel import FRAMES_PER_SECOND, NUM_MELS
 
-MEL_FRAMES_PER_UNIT: Final = FRAMES_PER_SECOND / 50
+MEL_FRAMES_PER_UNIT: Final = FRAMES_PER_SECOND / UNITS_PER_SECOND
 _LONGEST: Final = 6.0
 """Log of the frames of the longest run that is believed: 8 s."""
 _SILENCE: Final = -8.0

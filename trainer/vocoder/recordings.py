@@ -13,12 +13,11 @@ from dmlm.pipeline.samples import Modality, TokenArray, Utterance
 from dmlm.pipeline.shards import ShardReader, load_dataset_card, open_shard
 from dmlm.pipeline.sources import open_source
 from dmlm.pipeline.sources.interface import read_options
-from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.tokenizers import UNITS_PER_SECOND, Fingerprint
 from dmlm.trainer.config import matches
 
 MAX_DIFFERENCE_SECONDS: Final = 0.05
 """Between a recording and its units; more is another recording."""
-UNITS_PER_SECOND: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

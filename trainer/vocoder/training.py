@@ -18,6 +18,7 @@ from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import NotFiniteError
 from dmlm.pipeline.progress import Progress, track
 from dmlm.pipeline.randomness import generator_for
+from dmlm.pipeline.tokenizers import UNITS_PER_SECOND
 from dmlm.trainer.vocoder.checkpoint import Vocoder, prepare_folder, save_vocoder
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
 from dmlm.trainer.vocoder.mel import SAMPLING_RATE_HZ, log_mel
@@ -98,7 +99,7 @@ def train_vocoder(config: TrainVocoderConfig) -> VocoderReport:
     )
     return VocoderReport(
         num_utterances=len(examples),
-        audio_seconds=sum(len(example.units_F) for example in examples) / 50,
+        audio_seconds=sum(len(example.units_F) for example in examples) / UNITS_PER_SECOND,
         num_steps=recipe.num_steps,
         mel_loss=losses[0],
         duration_loss=losses[1],

@@ -1,19 +1,20 @@
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
 import soundfile
 
-from dmlm.pipeline.commands import CORPUS_NAMES, SOURCE_NAMES
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.source_names import CORPUS_NAMES, SOURCE_NAMES
 from dmlm.pipeline.sources import (
-    SOURCES,
     SourceOptions,
     describe_options,
     open_source,
     read_options,
     sources_present,
 )
+from dmlm.pipeline.sources.registry import _MODULES
 
 
 @pytest.fixture
@@ -29,9 +30,9 @@ def splits_of(source):
     return [item.split for item in source.iter_items()]
 
 
-def test_sources_are_in_the_order_of_the_contract():
-    assert SOURCES == SOURCE_NAMES
-    assert SOURCES[:4] == CORPUS_NAMES == ("librispeech", "ami", "covost", "coco")
+def test_each_name_opens_the_corpus_of_that_name():
+    assert SOURCE_NAMES[:4] == CORPUS_NAMES == ("librispeech", "ami", "covost", "coco")
+    assert [import_module(f"dmlm.pipeline.sources.{name}") for name in SOURCE_NAMES] == list(_MODULES)
 
 
 def test_root_may_be_the_parent_or_the_corpus_itself(root):
@@ -52,6 +53,13 @@ def test_splits_are_sorted_or_in_the_order_given_and_never_twice(root):
     assert splits_of(asked) == ["train-x", "dev-clean"]
 
 
+def test_a_limit_counts_items_of_each_split(root):
+    chapter = root / "LibriSpeech" / "train-x" / "1" / "2"
+    soundfile.write(chapter / "1-2-more.flac", np.zeros(1_600), 16_000)
+    items = list(open_source("librispeech", root).iter_items(1))
+    assert [item.key for item in items] == ["1-2-dev-clean", "1-2-more"]
+
+
 def test_unknown_split_lists_those_present(root):
     with pytest.raises(
         ConfigError, match=r"no split 'test-clean' in .*LibriSpeech; there are dev-clean, train-x"
@@ -64,7 +72,7 @@ def test_unknown_source_names_the_nearest(root):
         open_source("librispech", root)
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", SOURCE_NAMES)
 def test_wrong_root_says_in_one_line_what_was_expected_where_and_how_to_get_it(tmp_path, name):
     with pytest.raises(ConfigError, match=f"^{name}: expected .* found no such files") as raised:
         open_source(name, tmp_path)

@@ -85,10 +85,22 @@ def test_dry_run_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_dry_run_builds_no_codebook(
-    tiny_corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dry-run"], "--dry-run builds nothing, and codebook is not there; run `dmlm-cli build-codebook`"),
+        (["--task-index", "0", "--num-tasks", "2"], "every task would build a codebook of its own"),
+    ],
+)
+def test_dry_runs_and_tasks_of_a_job_array_build_no_codebook(
+    tiny_corpora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tokenize_coco(tiny_corpora, tmp_path / "out", "--dry-run") == 2
-    assert "--dry-run builds nothing" in capsys.readouterr().err
+    assert tokenize_coco(tiny_corpora, tmp_path / "out", *options) == 2
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -127,6 +128,18 @@ def test_limit_takes_the_first_items(
     assert tokenize(settings(tiny_corpora, tmp_path / "out", limit=2)).num_in == 2
     keys = [sample.key for sample in iter_samples(tmp_path / "out")]
     assert keys == [sample.key for sample in iter_samples(tiny_dataset)][:2]
+
+
+def test_limit_takes_some_of_each_split(
+    settings: Callable[..., TokenizeConfig], root: Path, tmp_path: Path
+) -> None:
+    held_out = root / "LibriSpeech" / "dev-tiny" / "3" / "4"
+    held_out.mkdir(parents=True)
+    for number in range(3):
+        shutil.copy(flac(root, 0), held_out / f"3-4-{number:04d}.flac")
+    tokenize(settings(root, tmp_path / "out", limit=2))
+    splits = [sample.split for sample in iter_samples(tmp_path / "out")]
+    assert splits == ["dev-tiny", "dev-tiny", "train-tiny", "train-tiny"]
 
 
 def break_files(root: Path) -> dict[str, bytes]:

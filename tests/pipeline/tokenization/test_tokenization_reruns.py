@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, ShardCorruptError
+from dmlm.pipeline.errors import (
+    BadSampleBudgetError,
+    ConfigError,
+    FingerprintMismatchError,
+    ShardCorruptError,
+)
 from dmlm.pipeline.shards import verify_dataset
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization import TokenizeConfig, tokenize, tokenize_share
 
 
 def flac(root: Path, number: int) -> Path:
@@ -112,3 +117,84 @@ def test_shards_of_items_that_are_gone_are_removed(
     tokenize(settings(root, out_dir))
     assert len(list(out_dir.glob("*.tar"))) == len(list(out_dir.glob("*.parquet"))) == 2
     verify_dataset(out_dir)
+
+
+def break_to_the_same_size(root: Path, *numbers: int) -> dict[Path, bytes]:
+    """Breaks recordings without changing their size; what they were."""
+    before = {flac(root, number): flac(root, number).read_bytes() for number in numbers}
+    for path, content in before.items():
+        path.write_bytes(content.replace(b"fLaC", b"LLaC"))
+    return before
+
+
+def repair(before: dict[Path, bytes]) -> None:
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("num_shares", [0, 2])
+def test_a_file_repaired_to_the_same_size_is_taken_into_the_data_set(
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    num_shares: int,
+    root: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    config = settings(root, tmp_path / "out")
+    before = break_to_the_same_size(root, 4)
+    assert tokenize(config).num_quarantined == 1
+    kept = (config.out_dir / "librispeech-000000.tar").stat().st_mtime_ns
+    repair(before)
+    for index in range(num_shares):
+        tokenize_share(config, index, num_shares)
+    assert (config.out_dir / "dataset.json").exists() == (num_shares == 0)
+    assert tokenize(config).num_quarantined == 0
+    assert content(config.out_dir) == content(tiny_dataset)
+    assert (config.out_dir / "librispeech-000000.tar").stat().st_mtime_ns == kept
+    verify_dataset(config.out_dir)
+
+
+def test_files_repaired_to_the_same_size_no_longer_count_against_the_budget(
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    root: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    config = settings(root, tmp_path / "out")
+    before = break_to_the_same_size(root, *range(6))
+    with pytest.raises(BadSampleBudgetError):
+        tokenize(config)
+    repair(before)
+    assert tokenize(config).num_quarantined == 0
+    assert content(config.out_dir) == content(tiny_dataset)
+
+
+def test_a_file_that_is_as_broken_as_before_changes_nothing(
+    settings: Callable[..., TokenizeConfig], root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(root, tmp_path / "out")
+    (path,) = break_to_the_same_size(root, 4)
+    tokenize(config)
+    path.touch()
+    with caplog.at_level(logging.WARNING):
+        assert tokenize(config).num_quarantined == 1
+    assert "is complete already" in caplog.text
+    path.write_bytes(path.read_bytes()[:-1] + b"x")  # still broken, but another file
+    assert tokenize(config).num_quarantined == 1
+    verify_dataset(config.out_dir)
+
+
+def test_a_repaired_file_is_not_reused_as_broken(
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    root: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    before = break_to_the_same_size(root, 4)
+    tokenize(settings(root, tmp_path / "broken"))
+    repair(before)
+    tokenize(settings(root, tmp_path / "out", reuse_dir=tmp_path / "broken"))
+    assert content(tmp_path / "out") == content(tiny_dataset)

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import iter_samples
 from dmlm.trainer.config import Recipe, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
@@ -79,3 +81,33 @@ def test_the_plan_names_the_split(data: TrainingData) -> None:
     recipe = recipe_of({"task": "asr", "source": "toy", "split": "train-ivr", "weight": 1})
     table = describe_plan(make_plan(build_groups(data, recipe), recipe, seed=0))
     assert [line.split()[1] for line in table.splitlines() if line.startswith("asr:toy/train-ivr ")] == ["3"]
+
+
+def picture(image_id: str | None, number: int, source: str = "jsonl", split: str = "train") -> Sample:
+    return Sample(
+        key=f"{source}-{split}-{image_id}-{number}",
+        source=source,
+        split=split,
+        image_id=image_id,
+        image_tokens=np.array([number], np.int32),
+    )
+
+
+def test_an_image_is_drawn_once_whatever_other_data_sets_call_theirs(
+    write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    mine = [picture("1", 0, split="dev"), picture("1", 0), picture("1", 1), picture("2", 0)]
+    theirs = [picture("1", 0), picture("2", 0), picture("2", 1), picture("1", 0, "coco")]
+    nameless = [picture(None, number, "hf") for number in range(2)]
+    directories = [write_shards(tmp_path / "a", mine), write_shards(tmp_path / "b", [*theirs, *nameless])]
+    data = open_training_data(directories)
+    (group,) = build_groups(data, recipe_of({"task": "image", "weight": 1}))
+    assert group.rows_N.tolist() == [1, 3, 4, 5, 7, 8, 9]
+    (group,) = build_groups(data, recipe_of({"task": "image", "source": "coco", "weight": 1}))
+    assert group.rows_N.tolist() == [7]
+
+
+def test_images_of_one_data_set_keep_their_order(token_shards: Path) -> None:
+    data = open_training_data([token_shards])
+    (group,) = build_groups(data, recipe_of({"task": "image", "weight": 1}))
+    assert data.index["key"].take(group.rows_N).to_pylist() == [f"caption-{i:03d}" for i in range(0, 16, 2)]

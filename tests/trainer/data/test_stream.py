@@ -18,6 +18,7 @@ from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import iter_samples
 from dmlm.trainer.config import Recipe, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
+from dmlm.trainer.data.mix import build_groups
 from dmlm.trainer.data.packing import PackedBatch, pack_sequences
 from dmlm.trainer.data.stream import TokenStream
 from dmlm.trainer.data.tasks import TASKS, TaskSequence
@@ -142,9 +143,37 @@ def test_a_mix_that_nothing_fits_says_what_there_is(data: TrainingData) -> None:
         TokenStream(data, recipe_of(EVERYTHING, splits=["dev"]), seed=0)
 
 
-def test_a_limit_counts_samples_of_each_data_set(token_shards: Path) -> None:
-    assert len(open_training_data([token_shards], limit=5).index) == 5
-    assert len(open_training_data([token_shards, token_shards], limit=40).index) == 80
+@pytest.mark.parametrize(
+    ("limit", "counts"),
+    [
+        (2, {("toy", "train"): 2, ("toy", "test"): 2, ("toy_pictures", "train"): 2}),
+        (5, {("toy", "train"): 5, ("toy", "test"): 4, ("toy_pictures", "train"): 5}),
+    ],
+)
+def test_a_limit_counts_samples_of_each_split_of_each_data_set(
+    token_shards: Path, limit: int, counts: dict[tuple[str, str], int]
+) -> None:
+    data = open_training_data([token_shards, token_shards], limit=limit)
+    mix = [{"task": "speech", "weight": 1}, {"task": "i2t", "weight": 1}]
+    groups = build_groups(data, recipe_of(mix, splits=["*"]))
+    columns = [data.index[name].to_pylist() for name in ("source", "split", "key")]
+    rows = [[column[row] for column in columns] for group in groups for row in group.rows_N.tolist()]
+    assert Counter((source, split) for source, split, _ in rows) == {
+        name: 2 * count for name, count in counts.items()
+    }
+    assert max(Counter(key for *_, key in rows).values()) == 2  # once in each of the two data sets
+
+
+def test_a_limit_leaves_out_the_shards_that_it_does_not_need(
+    write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    samples = [
+        Sample(key=f"u-{i}", source="s", split="train", speech_tokens=np.array([1], np.int32))
+        for i in range(9)
+    ]
+    directory = write_shards(tmp_path / "long", samples, num_shards=4)
+    assert len(open_training_data([directory]).files) > 1
+    assert len(open_training_data([directory], limit=1).files) == 1
 
 
 def test_data_sets_of_different_tokenizers_are_refused(
@@ -294,9 +323,10 @@ def test_a_share_of_the_units_is_noise(data: TrainingData) -> None:
 
 
 def test_every_token_is_read_from_the_right_shard(token_shards: Path) -> None:
-    data = open_training_data([token_shards, token_shards], limit=50)
-    samples = list(iter_samples(token_shards))[:50] * 2
-    assert data.keys.take(np.arange(100)) == [sample.key for sample in samples]
+    data = open_training_data([token_shards, token_shards], limit=10)
+    samples = list(iter_samples(token_shards))
+    samples = 2 * (samples[:20] + samples[29:50])  # up to the last within the limit in each shard of 29
+    assert data.keys.take(np.arange(len(samples))) == [sample.key for sample in samples]
     rows = np.flatnonzero([sample.speech_tokens is not None for sample in samples])
     np.random.default_rng(0).shuffle(rows)
     tokens, counts = data.tokens.read(rows, "speech")

@@ -130,6 +130,35 @@ def test_captions_of_an_image_are_one_sample_with_all_references(
     assert [reference.texts for reference in references] == [("a cat", "one cat", "cats"), ("dog",)]
     assert [len(set(reference.hashes)) for reference in references] == [3, 1]
     assert [reference.sample.key for reference in references] == ["c-0", "c-3"]
+    (first,) = read_references(shards, ["test"], "i2t", limit=1)
+    assert first.texts == ("a cat", "one cat", "cats")
+
+
+def test_a_limit_counts_samples_of_each_split_of_each_data_set(
+    checkpoint: Checkpoint, write_shards, tmp_path: Path
+) -> None:
+    def spoken(number: int, split: str) -> Sample:
+        units, words = np.arange(4, dtype=np.int32), np.array([100], np.int32)
+        return Sample(
+            key=f"{split}-{number}",
+            source="s",
+            split=split,
+            text="a",
+            language="en",
+            speech_tokens=units,
+            text_tokens=words,
+        )
+
+    directories = [
+        write_shards(tmp_path / name, [spoken(number, split) for split in splits for number in range(3)])
+        for name, splits in {"one": ("dev", "test"), "two": ("test",)}.items()
+    ]
+    shards = open_matching_shards(directories, checkpoint, "asr")
+    references = read_references(shards, ["dev", "test"], "asr", limit=2)
+    assert [reference.sample.key for reference in references] == [
+        *("dev-0", "dev-1", "test-0", "test-1"),
+        *("test-0", "test-1"),
+    ]
 
 
 def test_translations_are_scored_in_their_own_language(
