@@ -170,7 +170,7 @@ class TrainConfig:
     resume: bool = False
     seed: int = 0
     limit: int | None = None
-    """Samples of each data set."""
+    """Samples of each split of each source and data set."""
     device: str = "auto"
     trackers: tuple[TrackerName, ...] = ()
     """Where figures go, besides the run's own files."""
