@@ -22,9 +22,9 @@ from rows import SGEMM_OPERATIONS, Row, make_sgemm, time_sides
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from dmlm.pipeline.codebook_fitting import FitMode, fit_codebook
-from dmlm.pipeline.kmeans import cluster
-from dmlm.pipeline.nearest import assign, choose_search, find_nearest, search_with_faiss
+from dmlm.pipeline.codebooks.fitting import FitMode, fit_codebook
+from dmlm.pipeline.codebooks.kmeans import cluster
+from dmlm.pipeline.codebooks.nearest import assign, choose_search, find_nearest, search_with_faiss
 
 ENCODER = "whisper:tiny.en"
 MARGIN = 1.002

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from dmlm.pipeline.codebook import NearestCentroid
+from dmlm.pipeline.codebooks.codebook import NearestCentroid
 from dmlm.pipeline.converters.xlsr import xlsr_1b_config
 from dmlm.pipeline.encoders import SpeechEncoder
 from dmlm.pipeline.encoders.wav2vec2 import Wav2Vec2Encoder, load_wav2vec2

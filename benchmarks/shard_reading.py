@@ -21,9 +21,9 @@ import webdataset
 from rows import Row, time_sides
 from token_lengths import draw_librispeech
 
-from dmlm.pipeline.output_folder import publish
 from dmlm.pipeline.samples import Sample, TokenArray
 from dmlm.pipeline.shards import write_shard
+from dmlm.pipeline.tokenization.output_folder import publish
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data

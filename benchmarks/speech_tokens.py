@@ -26,16 +26,16 @@ from whisper.audio import HOP_LENGTH, log_mel_spectrogram, pad_or_trim
 from whisper.model import AudioEncoder
 
 from dmlm.pipeline.audio import load_utterance
-from dmlm.pipeline.codebook import Codebook
-from dmlm.pipeline.codebook_fitting import fit_codebook
+from dmlm.pipeline.codebooks.codebook import Codebook
+from dmlm.pipeline.codebooks.fitting import fit_codebook
 from dmlm.pipeline.converters.whisper import WhisperEncoderWeights, load_whisper_weights
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders.weights import find_whisper_weights
 from dmlm.pipeline.encoders.whisper import WhisperEncoder, count_frames
-from dmlm.pipeline.item_encoding import ItemEncoder
 from dmlm.pipeline.samples import Sample, TokenArray, Utterance, Waveform
-from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.shards import write_shard
+from dmlm.pipeline.tokenization.item_encoding import ItemEncoder
+from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers.kmeans import KMeansTokenizer
 from dmlm.pipeline.tokenizers.text import train_bpe
 

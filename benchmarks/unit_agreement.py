@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dmlm.pipeline.codebook import NearestCentroid
-from dmlm.pipeline.codebook_fitting import fit_codebook
+from dmlm.pipeline.codebooks.codebook import NearestCentroid
+from dmlm.pipeline.codebooks.fitting import fit_codebook
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders.whisper import open_whisper_encoder
 from dmlm.pipeline.samples import TokenArray, Waveform

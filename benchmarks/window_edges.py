@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dmlm.pipeline.codebook import NearestCentroid
-from dmlm.pipeline.codebook_fitting import fit_codebook
-from dmlm.pipeline.codebook_inspection import draw_recordings
+from dmlm.pipeline.codebooks.codebook import NearestCentroid
+from dmlm.pipeline.codebooks.fitting import fit_codebook
+from dmlm.pipeline.codebooks.inspection import draw_recordings
 from dmlm.pipeline.encoders import Precision, WindowMode
 from dmlm.pipeline.encoders.whisper import WhisperEncoder, open_whisper_encoder
 from dmlm.pipeline.samples import Waveform

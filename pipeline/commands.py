@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dmlm.pipeline.default_codebook import DEFAULT_CODEBOOK, default_codebook
+from dmlm.pipeline.codebooks.default import DEFAULT_CODEBOOK, default_codebook
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.executors.options import engine_options
 from dmlm.pipeline.remote.folder import RemoteFolder
@@ -143,7 +143,7 @@ def build_codebook(
       dmlm-cli build-codebook --source librispeech --root /data --clusters 500 \\
         --out codebook
     """
-    from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
+    from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
     from dmlm.pipeline.encoders import AUTO
 
     if out_dir is None:
@@ -163,7 +163,7 @@ def build_codebook(
 
 def parse_share(text: str) -> Any:
     """`NAME` or `NAME=SHARE` as a SourceShare."""
-    from dmlm.pipeline.codebook_building import SourceShare
+    from dmlm.pipeline.codebooks.building import SourceShare
 
     name, _, share = text.partition("=")
     if name not in SOURCE_NAMES:
@@ -230,8 +230,8 @@ def tokenize(
       dmlm-cli tokenize --source librispeech --root /data --codebook codebook \\
         --out shards/librispeech
     """
-    from dmlm.pipeline.dry_run import estimate_run
-    from dmlm.pipeline.tokenization import TokenizeConfig
+    from dmlm.pipeline.tokenization.dry_run import estimate_run
+    from dmlm.pipeline.tokenization.running import TokenizeConfig
 
     if dry_run and reuse_dir is not None:
         raise ConfigError("--dry-run measures how long encoding takes; leave out --reuse")

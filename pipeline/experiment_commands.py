@@ -80,8 +80,8 @@ def codebook_sweep(
       dmlm-cli experiment codebook-sweep --source librispeech --root /data \\
         --out sweep
     """
-    from dmlm.pipeline.codebook_page import render_sweep
-    from dmlm.pipeline.codebook_sweep import SweepConfig, sweep_codebooks
+    from dmlm.pipeline.codebooks.page import render_sweep
+    from dmlm.pipeline.codebooks.sweep import SweepConfig, sweep_codebooks
     from dmlm.pipeline.storage import write_bytes, write_json
 
     report = sweep_codebooks(

@@ -111,8 +111,8 @@ def _inspect_codebook(
     with_page: bool,
     **settings: Any,
 ) -> tuple[dict[str, Any], str]:
-    from dmlm.pipeline.codebook_inspection import InspectCodebookConfig, inspect_codebook
-    from dmlm.pipeline.codebook_page import render_inspection
+    from dmlm.pipeline.codebooks.inspection import InspectCodebookConfig, inspect_codebook
+    from dmlm.pipeline.codebooks.page import render_inspection
 
     report = inspect_codebook(
         InspectCodebookConfig(
@@ -161,7 +161,7 @@ def verify(
         whole = verify_dataset(directory)
         click.echo(whole.summary())
         if num_samples is not None:
-            from dmlm.pipeline.reencoding import ReencodeConfig, reencode
+            from dmlm.pipeline.tokenization.reencoding import ReencodeConfig, reencode
 
             place = resolve_root(root, whole.name)
             again = reencode(

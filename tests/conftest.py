@@ -44,7 +44,12 @@ def processes() -> ForkServerContext:
     """Starts processes that have the slow imports behind them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["dmlm.pipeline.tokenization", "dmlm.trainer.loop", "transformers.models.opt.modeling_opt", "pandas"]
+        [
+            "dmlm.pipeline.tokenization.running",
+            "dmlm.trainer.loop",
+            "transformers.models.opt.modeling_opt",
+            "pandas",
+        ]
     )
     return context
 

@@ -16,13 +16,13 @@ from typing import Final
 
 import click
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, SourceShare, build_codebook
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, SourceShare, build_codebook
 from dmlm.pipeline.shards import verify_dataset
 from dmlm.pipeline.storage import write_json
 from dmlm.pipeline.synthesis.corpora import SampleConfig, write_sample_corpora
 from dmlm.pipeline.synthesis.readings import SENTENCE_CHAPTERS, TEST_SPLIT
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
-from dmlm.pipeline.tokenize_report import TokenizeReport
+from dmlm.pipeline.tokenization.report import TokenizeReport
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import TrainConfig, load_recipe
 from dmlm.trainer.demo_pictures import write_reconstructions

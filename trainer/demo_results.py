@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dmlm.pipeline.synthesis.readings import is_word_string
-from dmlm.pipeline.tokenize_report import TokenizeReport
+from dmlm.pipeline.tokenization.report import TokenizeReport
 from dmlm.trainer.loop import TrainReport
 from dmlm.trainer.scoring import AsrMetrics, sum_scores
 from dmlm.trainer.scoring.evaluation_report import EvaluationReport, ScoredUtterance, describe_score

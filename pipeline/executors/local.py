@@ -8,7 +8,7 @@ from threading import Thread
 from typing import Any
 
 from dmlm.pipeline.errors import DmlmError, RankError
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize_share
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize_share
 
 
 def run_locally(config: TokenizeConfig, num_workers: int) -> None:
@@ -20,7 +20,7 @@ def run_locally(config: TokenizeConfig, num_workers: int) -> None:
     """
     # Not forked from here: the threads of torch and of a GPU would not survive that.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["dmlm.pipeline.tokenization"])
+    context.set_forkserver_preload(["dmlm.pipeline.tokenization.running"])
     workers: dict[Any, Any] = {}
     """Processes by the pipe that tells what became of them."""
     try:

@@ -10,7 +10,7 @@ import click
 from dmlm.pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dmlm.pipeline.tokenization import TokenizeConfig
+    from dmlm.pipeline.tokenization.running import TokenizeConfig
 
 Command = Callable[..., Any]
 
@@ -69,7 +69,7 @@ class Engine:
 
     def tokenize(self, config: "TokenizeConfig") -> str:
         """Does the work of `config`, or this task's share of it; what came of it, for people."""
-        from dmlm.pipeline.tokenization import tokenize, tokenize_share
+        from dmlm.pipeline.tokenization.running import tokenize, tokenize_share
 
         if self.task_index is not None and self.num_tasks is not None:
             tokenize_share(config, self.task_index, self.num_tasks)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dmlm.pipeline.codebook import Codebook, NearestCentroid
+from dmlm.pipeline.codebooks.codebook import Codebook, NearestCentroid
 from dmlm.pipeline.encoders import Precision, SpeechEncoder, WindowMode
 from dmlm.pipeline.encoders.registry import open_encoder
 from dmlm.pipeline.errors import CorruptInputError, FingerprintMismatchError

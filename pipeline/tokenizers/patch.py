@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from dmlm.pipeline.codebook import Codebook, NearestCentroid, Vectors
+from dmlm.pipeline.codebooks.codebook import Codebook, NearestCentroid, Vectors
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality, Pixels, TokenArray
 from dmlm.pipeline.tokenizers import Fingerprint

@@ -63,7 +63,7 @@ class Tokenizers:
             raise ConfigError(
                 f"unit backend {self.unit_backend}: only the Seamless codec has it; {directory} is a codebook"
             )
-        from dmlm.pipeline.codebook import load_codebook
+        from dmlm.pipeline.codebooks.codebook import load_codebook
         from dmlm.pipeline.tokenizers.kmeans import open_kmeans_tokenizer
 
         return open_kmeans_tokenizer(
@@ -140,7 +140,7 @@ def write_card(directory: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _load_patch_tokenizer(directory: Path) -> ImageTokenizer:
-    from dmlm.pipeline.codebook import load_codebook
+    from dmlm.pipeline.codebooks.codebook import load_codebook
     from dmlm.pipeline.tokenizers.patch import PatchTokenizer
 
     return PatchTokenizer(load_codebook(directory))

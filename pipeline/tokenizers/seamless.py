@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dmlm.pipeline.codebook import NearestCentroid, Vectors
+from dmlm.pipeline.codebooks.codebook import NearestCentroid, Vectors
 from dmlm.pipeline.converters.xlsr import CONFIG, convert_xlsr
 from dmlm.pipeline.encoders import SpeechEncoder
 from dmlm.pipeline.encoders.wav2vec2 import Wav2Vec2Encoder, load_wav2vec2

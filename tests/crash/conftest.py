@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, SourceShare, build_codebook
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, SourceShare, build_codebook
 from dmlm.pipeline.errors import ShardCorruptError
 from dmlm.pipeline.shards import load_dataset_card
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.config import Recipe, TrainConfig, recipe_from_json
 
 SCRIPT = Path(__file__).with_name("dying_run.py")

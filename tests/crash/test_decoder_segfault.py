@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dmlm.pipeline import separate_processes
-from dmlm.pipeline.separate_processes import CrashError, SeparateProcesses
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
+from dmlm.pipeline.tokenization import separate_processes
+from dmlm.pipeline.tokenization.separate_processes import CrashError, SeparateProcesses
 
 # Python runs this when it starts, in every process.
 CRASHING_DECODER = """

@@ -20,7 +20,7 @@ import pytest
 
 from dmlm.pipeline.errors import ExitCode
 from dmlm.pipeline.shards import verify_dataset
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import Recipe, TrainConfig
 from dmlm.trainer.loop import train
@@ -28,7 +28,7 @@ from dmlm.trainer.loop import train
 RUN = """
 import io, resource, sys
 # Their own files are not what the limit is for.
-import dmlm.pipeline.tokenization, dmlm.trainer.loop, pandas, transformers.models.opt.modeling_opt
+import dmlm.pipeline.tokenization.running, dmlm.trainer.loop, pandas, transformers.models.opt.modeling_opt
 from dmlm.cli import run
 
 sys.stderr = io.StringIO()

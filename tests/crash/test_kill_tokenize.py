@@ -17,11 +17,11 @@ import pytest
 
 from dmlm.pipeline.errors import ConfigError, ShardCorruptError
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 
 RUN = """
 import os, signal
-from dmlm.pipeline.tokenization import tokenize
+from dmlm.pipeline.tokenization.running import tokenize
 
 num_calls = 0
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
-from dmlm.pipeline.corpus_sampling import SourceShare
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.codebooks.corpus_sampling import SourceShare
 
 LONG_SECONDS = 10 * 3_600
 BLOCK_BYTES = 16 << 20
@@ -24,7 +24,7 @@ BLOCK_BYTES = 16 << 20
 TOKENIZE = """
 import json, sys
 from pathlib import Path
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 config = TokenizeConfig(

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 from dmlm.cli import run
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
-from dmlm.pipeline.corpus_sampling import SourceShare
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.codebooks.corpus_sampling import SourceShare
 from dmlm.pipeline.errors import ExitCode
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
 from dmlm.pipeline.storage import sha256_file

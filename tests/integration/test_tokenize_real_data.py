@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, verify_dataset
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
-from dmlm.pipeline.tokenize_report import TokenizeReport
+from dmlm.pipeline.tokenization.report import TokenizeReport
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 

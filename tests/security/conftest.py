@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmlm.pipeline.output_folder import publish
 from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import load_dataset_card, write_dataset_card, write_shard
 from dmlm.pipeline.shards.card import fingerprint_sha256
 from dmlm.pipeline.shards.index import build_index, read_index, write_index
 from dmlm.pipeline.storage import sha256_file
+from dmlm.pipeline.tokenization.output_folder import publish
 from dmlm.pipeline.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(num_text=400, num_speech=16, num_image=0, bos_id=0, eos_id=0)

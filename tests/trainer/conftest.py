@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.config import (
     BatchConfig,
     MixEntry,

@@ -57,6 +57,9 @@ class Keys:
         self._text = "".join("".join(chunk.to_pylist()) for chunk in column.chunks)
         self._borders = np.cumsum(np.append(0, pc.utf8_length(column).to_numpy()), dtype=np.int64)
 
+    def __len__(self) -> int:
+        return len(self._borders) - 1
+
     def __getitem__(self, row: int) -> str:
         return self.take(np.array([row]))[0]
 

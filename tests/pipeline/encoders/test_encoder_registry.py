@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.encoders import Precision, WindowMode
 from dmlm.pipeline.encoders.mfcc import MfccEncoder
 from dmlm.pipeline.encoders.registry import absolute_encoder, choose_precision, family_of, open_encoder

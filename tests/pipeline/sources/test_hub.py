@@ -18,7 +18,7 @@ from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import TextLine
 from dmlm.pipeline.sources import open_source
 from dmlm.pipeline.sources.hub import HubName, commit_of, pinned
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
 OLD, NEW = "0" * 40, "f" * 40

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 
 UTTERANCE_SECONDS = [0.3, 1.234, 31.0, 0.02, 2.0, 0.77, 1.5, 0.5]
 NUM_IMAGES, NUM_CAPTIONS = 4, 3

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dmlm.pipeline import dry_run
-from dmlm.pipeline.dry_run import DryRunReport, estimate_run
 from dmlm.pipeline.shards import load_dataset_card
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization import dry_run
+from dmlm.pipeline.tokenization.dry_run import DryRunReport, estimate_run
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 
 SPEECH, IMAGES = "librispeech", "coco"
 

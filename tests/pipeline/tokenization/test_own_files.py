@@ -11,7 +11,7 @@ from dmlm.pipeline.errors import BadSampleBudgetError, ConfigError, FingerprintM
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, verify_dataset
 from dmlm.pipeline.sources import SourceOptions
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.pipeline.tokenizers.registry import load_tokenizers
 
 

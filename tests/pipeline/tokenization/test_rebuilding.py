@@ -9,7 +9,7 @@ from dmlm.cli import run
 from dmlm.pipeline.errors import ExitCode, ShardCorruptError
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
 from dmlm.pipeline.shards.rebuilding import rebuild_indexes
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 
 Content = Callable[[Path], dict[str, bytes]]
 

@@ -9,7 +9,6 @@ import pytest
 
 from dmlm.cli import run
 from dmlm.pipeline.errors import CorruptInputError, FingerprintMismatchError
-from dmlm.pipeline.reencoding import Comparison, ReencodeConfig, ReencodeReport, Tally, _draw, reencode
 from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.shards import (
     finished_shard,
@@ -17,6 +16,14 @@ from dmlm.pipeline.shards import (
     load_dataset_card,
     write_dataset_card,
     write_shard,
+)
+from dmlm.pipeline.tokenization.reencoding import (
+    Comparison,
+    ReencodeConfig,
+    ReencodeReport,
+    Tally,
+    _draw,
+    reencode,
 )
 
 

@@ -17,7 +17,7 @@ from dmlm.pipeline.remote import folder as remote_folder
 from dmlm.pipeline.remote.datasets import fetch_dataset
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.shards import verify_dataset
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize, tokenize_share
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize, tokenize_share
 from dmlm.trainer.data.dataset import open_training_data
 
 ADDRESS = "s3://bucket/shards/speech"

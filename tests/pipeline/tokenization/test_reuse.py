@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.encoders.whisper import WhisperEncoder
 from dmlm.pipeline.errors import ConfigError, DmlmError, FingerprintMismatchError, ShardCorruptError
 from dmlm.pipeline.shards import verify_dataset
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.pipeline.tokenizers.patch import PatchTokenizer
 from dmlm.pipeline.tokenizers.registry import read_card, write_card
 
 RUN_KILLED_IN_SHARD_1 = """
 import os, signal, sys
 from pathlib import Path
-from dmlm.pipeline.item_encoding import ItemEncoder
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.item_encoding import ItemEncoder
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 
 encode = ItemEncoder.encode
 

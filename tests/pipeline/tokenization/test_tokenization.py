@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, SourceShare, build_codebook
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, SourceShare, build_codebook
 from dmlm.pipeline.errors import (
     BadSampleBudgetError,
     ConfigError,
@@ -20,7 +20,7 @@ from dmlm.pipeline.errors import (
     ShardCorruptError,
 )
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, verify_dataset
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.pipeline.tokenizers.registry import load_tokenizers
 
 

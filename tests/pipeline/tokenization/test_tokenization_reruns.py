@@ -14,7 +14,7 @@ from dmlm.pipeline.errors import (
     ShardCorruptError,
 )
 from dmlm.pipeline.shards import verify_dataset
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize, tokenize_share
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize, tokenize_share
 
 
 def flac(root: Path, number: int) -> Path:

@@ -16,14 +16,14 @@ import soundfile
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.encoders.wav2vec2 import Wav2Vec2Encoder
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
 from dmlm.pipeline.shards.reading import iter_samples
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
-from dmlm.pipeline.tokenize_report import TokenizeReport
+from dmlm.pipeline.tokenization.report import TokenizeReport
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.pipeline.tokenizers import pretrained
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 from dmlm.pipeline.tokenizers.registry import load_tokenizers

@@ -8,8 +8,8 @@ import torch
 from whisper.audio import log_mel_spectrogram, pad_or_trim
 from whisper.model import AudioEncoder
 
-from dmlm.pipeline.codebook import Codebook, FitStatistics
-from dmlm.pipeline.codebook_fitting import fit_codebook
+from dmlm.pipeline.codebooks.codebook import Codebook, FitStatistics
+from dmlm.pipeline.codebooks.fitting import fit_codebook
 from dmlm.pipeline.converters.whisper import WhisperEncoderWeights
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders.registry import open_encoder

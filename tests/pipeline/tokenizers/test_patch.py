@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dmlm.pipeline.codebook import Codebook
-from dmlm.pipeline.codebook_fitting import fit_codebook
+from dmlm.pipeline.codebooks.codebook import Codebook
+from dmlm.pipeline.codebooks.fitting import fit_codebook
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.samples import Pixels
 from dmlm.pipeline.tokenizers.patch import ENCODER, PatchTokenizer, image_to_patches, patch_features

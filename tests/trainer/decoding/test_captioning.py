@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from dmlm.cli import run
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, SourceShare, build_codebook
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, SourceShare, build_codebook
 from dmlm.pipeline.errors import ConfigError, ImageError
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.config import (
     BatchConfig,
     MixEntry,

@@ -8,7 +8,7 @@ import soundfile
 from dmlm.cli import run
 from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import AudioError, ConfigError
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.config import TrainConfig
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import cut_recording, transcribe

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmlm.cli import run
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.config import MixEntry, TrainConfig
 from dmlm.trainer.loop import train
 

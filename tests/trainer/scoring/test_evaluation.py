@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dmlm.cli import group, run
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, build_codebook
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.shards import iter_samples
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import text_of_units

@@ -14,7 +14,7 @@ from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards import iter_samples, load_dataset_card
-from dmlm.pipeline.tokenization import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.config import MixEntry, TrainConfig
 from dmlm.trainer.loop import train
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate

@@ -11,9 +11,9 @@ import soundfile
 import torch
 
 from dmlm.pipeline.errors import CheckpointError, ConfigError, CorruptInputError, FingerprintMismatchError
-from dmlm.pipeline.output_folder import publish
 from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.shards import write_shard
+from dmlm.pipeline.tokenization.output_folder import publish
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.vocoder import waveforms

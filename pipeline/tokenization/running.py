@@ -13,9 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.item_encoding import NOTHING_KNOWN, ItemEncoder, require
 from dmlm.pipeline.manifests import load_manifest
-from dmlm.pipeline.output_folder import (
+from dmlm.pipeline.progress import Progress
+from dmlm.pipeline.quarantine import BadSampleBudget, LedgerEntry
+from dmlm.pipeline.remote.datasets import send_dataset, send_shard
+from dmlm.pipeline.remote.folder import RemoteFolder
+from dmlm.pipeline.samples import Modality, Sample, SourceItem, TextLine, UnitLine, Utterance
+from dmlm.pipeline.shards import CODEBOOK_NAME, FinishedShard, write_shard
+from dmlm.pipeline.shards.format import FORMAT_VERSION
+from dmlm.pipeline.sources import DEFAULT_OPTIONS, Source, SourceOptions, describe_options, open_source
+from dmlm.pipeline.storage import write_json
+from dmlm.pipeline.tokenization.completeness import nothing_to_tokenize, warn_of_other_counts
+from dmlm.pipeline.tokenization.item_encoding import NOTHING_KNOWN, ItemEncoder, require
+from dmlm.pipeline.tokenization.output_folder import (
     claim_folder,
     claim_remote,
     copy_codebook,
@@ -25,19 +35,9 @@ from dmlm.pipeline.output_folder import (
     publish,
     withdraw,
 )
-from dmlm.pipeline.progress import Progress
-from dmlm.pipeline.quarantine import BadSampleBudget, LedgerEntry
-from dmlm.pipeline.remote.datasets import send_dataset, send_shard
-from dmlm.pipeline.remote.folder import RemoteFolder
-from dmlm.pipeline.reuse import EarlierDataset, open_earlier_dataset
-from dmlm.pipeline.samples import Modality, Sample, SourceItem, TextLine, UnitLine, Utterance
-from dmlm.pipeline.shard_tasks import Recipe, ShardTask, plan_shards, task_sha256
-from dmlm.pipeline.shards import CODEBOOK_NAME, FinishedShard, write_shard
-from dmlm.pipeline.shards.format import FORMAT_VERSION
-from dmlm.pipeline.sources import DEFAULT_OPTIONS, Source, SourceOptions, describe_options, open_source
-from dmlm.pipeline.sources.completeness import nothing_to_tokenize, warn_of_other_counts
-from dmlm.pipeline.storage import write_json
-from dmlm.pipeline.tokenize_report import REPORT_NAME, TokenizeReport
+from dmlm.pipeline.tokenization.report import REPORT_NAME, TokenizeReport
+from dmlm.pipeline.tokenization.reuse import EarlierDataset, open_earlier_dataset
+from dmlm.pipeline.tokenization.shard_tasks import Recipe, ShardTask, plan_shards, task_sha256
 from dmlm.pipeline.tokenizers.choosing import (
     AS_IN_CODEBOOK,
     TokenizerChoice,

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dmlm.pipeline.codebook import Codebook, load_codebook
-from dmlm.pipeline.codebook_measuring import CodebookQuality, Recording, load_recordings, measure_codebooks
-from dmlm.pipeline.corpus_sampling import SourceShare, draw_sample
+from dmlm.pipeline.codebooks.codebook import Codebook, load_codebook
+from dmlm.pipeline.codebooks.corpus_sampling import SourceShare, draw_sample
+from dmlm.pipeline.codebooks.measuring import CodebookQuality, Recording, load_recordings, measure_codebooks
 from dmlm.pipeline.encoders import SpeechEncoder, WindowMode
 from dmlm.pipeline.encoders.registry import FAMILIES, family_of
 from dmlm.pipeline.errors import ConfigError

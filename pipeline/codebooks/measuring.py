@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance
-from dmlm.pipeline.codebook import Codebook, FitStatistics, NearestCentroid
-from dmlm.pipeline.codebook_quality import (
+from dmlm.pipeline.codebooks.codebook import Codebook, FitStatistics, NearestCentroid
+from dmlm.pipeline.codebooks.quality import (
     LetterMatch,
     agreement,
     count_run_lengths,

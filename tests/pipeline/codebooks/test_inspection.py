@@ -7,11 +7,11 @@ import pytest
 import soundfile
 
 from dmlm.cli import run
-from dmlm.pipeline.codebook import Codebook, FitStatistics
-from dmlm.pipeline.codebook_building import BuildCodebookConfig, SourceShare, build_codebook
-from dmlm.pipeline.codebook_inspection import InspectCodebookConfig, held_out_splits, inspect_codebook
-from dmlm.pipeline.codebook_measuring import Recording, measure_codebooks
-from dmlm.pipeline.codebook_page import render_inspection
+from dmlm.pipeline.codebooks.building import BuildCodebookConfig, SourceShare, build_codebook
+from dmlm.pipeline.codebooks.codebook import Codebook, FitStatistics
+from dmlm.pipeline.codebooks.inspection import InspectCodebookConfig, held_out_splits, inspect_codebook
+from dmlm.pipeline.codebooks.measuring import Recording, measure_codebooks
+from dmlm.pipeline.codebooks.page import render_inspection
 from dmlm.pipeline.converters.whisper import WhisperEncoderWeights
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders.mfcc import open_mfcc_encoder

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dmlm.pipeline import codebook_fitting
-from dmlm.pipeline.codebook import Codebook, Vectors
-from dmlm.pipeline.codebook_fitting import FitMode, VectorSample, fit_codebook
+from dmlm.pipeline.codebooks import fitting as codebook_fitting
+from dmlm.pipeline.codebooks.codebook import Codebook, Vectors
+from dmlm.pipeline.codebooks.fitting import FitMode, VectorSample, fit_codebook
 from dmlm.pipeline.errors import ConfigError, NotFiniteError
 
 CENTRES = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
@@ -115,8 +115,9 @@ def test_vector_that_is_not_finite_is_refused(mode: FitMode, value: float) -> No
 
 STREAM_MEMORY = """
 import resource, sys, numpy as np
-from dmlm.pipeline import codebook_fitting, kmeans
-from dmlm.pipeline.codebook_fitting import FitMode, fit_codebook
+from dmlm.pipeline.codebooks import fitting as codebook_fitting
+from dmlm.pipeline.codebooks import kmeans
+from dmlm.pipeline.codebooks.fitting import FitMode, fit_codebook
 codebook_fitting.STEP, kmeans.MAX_PASSES = 2, 2  # no less memory, but few vectors are enough
 num_arrays, F, K, D = map(int, sys.argv[1:])
 base_KD = np.random.default_rng(1).standard_normal((K, D)).astype(np.float32)

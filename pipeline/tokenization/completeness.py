@@ -8,9 +8,9 @@ from pathlib import Path
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.manifests import CorpusManifest, SplitManifest, load_manifest
 from dmlm.pipeline.samples import Broken, Skipped, SourceItem, Utterance
-from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.sources.registry import where_to_get
 from dmlm.pipeline.synthesis.reports import FINISHED
+from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 
 _logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ def default_codebook(
     Raises:
         ConfigError: It is not there, and `refusal` says why it must not be built here.
     """
-    from dmlm.pipeline.codebook_building import (
+    from dmlm.pipeline.codebooks.building import (
         BuildCodebookConfig,
         SourceShare,
         build_codebook,

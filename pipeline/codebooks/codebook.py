@@ -98,7 +98,7 @@ class NearestCentroid:
 
     def __call__(self, vectors_FD: "torch.Tensor") -> "torch.Tensor":
         """Ids [F], int64; of equally near centroids the lowest. Always in float32."""
-        from dmlm.pipeline.nearest import find_nearest
+        from dmlm.pipeline.codebooks.nearest import find_nearest
 
         return find_nearest(vectors_FD.float(), self._centroids_KD)[0]
 

@@ -15,15 +15,15 @@ import numpy as np
 
 from dmlm.pipeline.encoders import Precision, WindowMode
 from dmlm.pipeline.errors import CorruptInputError, FingerprintMismatchError
-from dmlm.pipeline.item_encoding import ItemEncoder
-from dmlm.pipeline.output_folder import check_same_items
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Modality, Sample, SourceItem, TokenArray
-from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.shards import CODEBOOK_NAME, DatasetCard, load_dataset_card, open_shard
 from dmlm.pipeline.shards.format import MODALITY_OF, token_members
 from dmlm.pipeline.sources import read_options
-from dmlm.pipeline.tokenization import TokenizeConfig, TokenizePlan, plan_tokenization
+from dmlm.pipeline.tokenization.item_encoding import ItemEncoder
+from dmlm.pipeline.tokenization.output_folder import check_same_items
+from dmlm.pipeline.tokenization.running import TokenizeConfig, TokenizePlan, plan_tokenization
+from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.tokenizers.pretrained import TRANSFORMERS
 from dmlm.pipeline.tokenizers.registry import Tokenizers

@@ -15,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dmlm.pipeline.nearest import Assignment, Counts, Search, assign, num_rows_at_once, search_with_torch
+from dmlm.pipeline.codebooks.nearest import (
+    Assignment,
+    Counts,
+    Search,
+    assign,
+    num_rows_at_once,
+    search_with_torch,
+)
 
 FIRST_PART = 32
 """Vectors per cluster in the first part."""

@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from dmlm.cli import run
-from dmlm.pipeline.codebook_sweep import SweepConfig, sweep_codebooks
+from dmlm.pipeline.codebooks.sweep import SweepConfig, sweep_codebooks
 from dmlm.pipeline.errors import ConfigError
 
 

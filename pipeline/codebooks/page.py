@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from dmlm.pipeline.codebook_inspection import InspectionReport, describe_quality
-from dmlm.pipeline.codebook_measuring import CodebookQuality
-from dmlm.pipeline.codebook_quality import LetterMatch
-from dmlm.pipeline.codebook_sweep import SweepReport
+from dmlm.pipeline.codebooks.inspection import InspectionReport, describe_quality
+from dmlm.pipeline.codebooks.measuring import CodebookQuality
+from dmlm.pipeline.codebooks.quality import LetterMatch
+from dmlm.pipeline.codebooks.sweep import SweepReport
 from dmlm.pipeline.html_page import bar_chart, heat_table, html_page, section, share_chart, table
 
 LONGEST_RUN = 30

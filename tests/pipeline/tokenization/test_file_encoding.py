@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlm.pipeline.errors import AudioError, MissingDependencyError
-from dmlm.pipeline.file_encoding import MAX_LOADED_AHEAD, Encoded, encode_files, load_ahead
 from dmlm.pipeline.samples import TokenArray, Waveform
+from dmlm.pipeline.tokenization.file_encoding import MAX_LOADED_AHEAD, Encoded, encode_files, load_ahead
 
 
 def load(number: int) -> Waveform:

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dmlm.pipeline.codebook_fitting import FitMode
-from dmlm.pipeline.corpus_sampling import SourceShare
+from dmlm.pipeline.codebooks.corpus_sampling import SourceShare
+from dmlm.pipeline.codebooks.fitting import FitMode
 from dmlm.pipeline.encoders import AUTO, Layer, WindowMode
 from dmlm.pipeline.encoders.registry import check_encoder, choose_precision
 from dmlm.pipeline.errors import ConfigError

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance
-from dmlm.pipeline.codebook import Codebook, FitStatistics, load_codebook
-from dmlm.pipeline.codebook_config import KMEANS, BuildCodebookConfig, check_config, num_bpe_entries
-from dmlm.pipeline.codebook_fitting import FitMode, fit_codebook
-from dmlm.pipeline.corpus_sampling import CorpusSample, SourceShare, draw_sample
+from dmlm.pipeline.codebooks.codebook import Codebook, FitStatistics, load_codebook
+from dmlm.pipeline.codebooks.config import KMEANS, BuildCodebookConfig, check_config, num_bpe_entries
+from dmlm.pipeline.codebooks.corpus_sampling import CorpusSample, SourceShare, draw_sample
+from dmlm.pipeline.codebooks.fitting import FitMode, fit_codebook
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders.registry import absolute_encoder, choose_precision, open_encoder
 from dmlm.pipeline.errors import ConfigError, SampleError

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmlm.pipeline.corpus_sampling import (
+from dmlm.pipeline.codebooks.corpus_sampling import (
     CorpusSample,
     ItemSample,
     SourceSample,

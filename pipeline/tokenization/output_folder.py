@@ -10,11 +10,9 @@ from typing import Final
 
 import dmlm
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, ShardCorruptError
-from dmlm.pipeline.quarantined_files import has_changed_files
 from dmlm.pipeline.remote.datasets import fetch_unfinished
 from dmlm.pipeline.remote.folder import MissingFileError, RemoteFolder
 from dmlm.pipeline.samples import Modality, UnitInventory
-from dmlm.pipeline.shard_tasks import Recipe, ShardTask, task_sha256
 from dmlm.pipeline.shards import (
     CODEBOOK_NAME,
     DatasetCard,
@@ -26,6 +24,8 @@ from dmlm.pipeline.shards import (
 )
 from dmlm.pipeline.shards.card import CARD_NAME, LEDGER_NAME, encode_ledger
 from dmlm.pipeline.storage import encode_json, sha256_file, write_bytes, write_json
+from dmlm.pipeline.tokenization.quarantined_files import has_changed_files
+from dmlm.pipeline.tokenization.shard_tasks import Recipe, ShardTask, task_sha256
 from dmlm.pipeline.tokenizers.registry import CARD, UNITS, read_card
 from dmlm.pipeline.vocabulary import Vocabulary
 

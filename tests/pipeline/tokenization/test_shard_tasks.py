@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem, Utterance
-from dmlm.pipeline.shard_tasks import plan_shards, task_sha256
+from dmlm.pipeline.tokenization.shard_tasks import plan_shards, task_sha256
 
 
 def caption(key: str, image: int) -> ImageCaption:

@@ -11,12 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dmlm.pipeline.errors import AudioError, ImageError, SampleError, ShardCorruptError
-from dmlm.pipeline.file_encoding import Encoded, Outcome
-from dmlm.pipeline.item_encoding import NOTHING_KNOWN, ItemEncoder, KnownOutcomes
-from dmlm.pipeline.output_folder import check_same_items
-from dmlm.pipeline.quarantined_files import has_changed_files
 from dmlm.pipeline.samples import ImageCaption, Modality
-from dmlm.pipeline.shard_tasks import Recipe, ShardTask
 from dmlm.pipeline.shards import (
     ShardReader,
     ShardRecord,
@@ -25,6 +20,11 @@ from dmlm.pipeline.shards import (
     load_dataset_card,
     open_shard,
 )
+from dmlm.pipeline.tokenization.file_encoding import Encoded, Outcome
+from dmlm.pipeline.tokenization.item_encoding import NOTHING_KNOWN, ItemEncoder, KnownOutcomes
+from dmlm.pipeline.tokenization.output_folder import check_same_items
+from dmlm.pipeline.tokenization.quarantined_files import has_changed_files
+from dmlm.pipeline.tokenization.shard_tasks import Recipe, ShardTask
 
 _logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmlm.pipeline import nearest as nearest_module
-from dmlm.pipeline.codebook import Codebook, FitStatistics, NearestCentroid, load_codebook
+from dmlm.pipeline.codebooks import nearest as nearest_module
+from dmlm.pipeline.codebooks.codebook import Codebook, FitStatistics, NearestCentroid, load_codebook
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 
 

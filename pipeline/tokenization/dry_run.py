@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 from dmlm.pipeline.quarantine import LedgerEntry
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Broken, ImageCaption, Sample, Skipped, SourceItem
-from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.shards import FinishedShard, TokenCounts, write_shard
 from dmlm.pipeline.shards.ustar import END_OF_TAR
-from dmlm.pipeline.sources.completeness import warn_of_other_counts
-from dmlm.pipeline.tokenization import TokenizeConfig, TokenizePlan, plan_tokenization
+from dmlm.pipeline.tokenization.completeness import warn_of_other_counts
+from dmlm.pipeline.tokenization.running import TokenizeConfig, TokenizePlan, plan_tokenization
+from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers.choosing import chosen_codebook
 
 FILES_PER_SPLIT = 20

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dmlm.pipeline.codebook import Codebook, FitStatistics, Vectors
+from dmlm.pipeline.codebooks.codebook import Codebook, FitStatistics, Vectors
 from dmlm.pipeline.errors import ConfigError, NotFiniteError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.tokenizers import Fingerprint
@@ -20,7 +20,7 @@ from dmlm.pipeline.tokenizers import Fingerprint
 if TYPE_CHECKING:
     import torch
 
-    from dmlm.pipeline.nearest import Search
+    from dmlm.pipeline.codebooks.nearest import Search
 
 VECTORS_PER_CLUSTER = 256
 """How much `sample` keeps; more makes k-means slower and hardly better."""
@@ -59,7 +59,7 @@ def fit_codebook(
         ConfigError: Fewer vectors than clusters.
         NotFiniteError: A vector is not finite.
     """
-    from dmlm.pipeline.nearest import choose_search
+    from dmlm.pipeline.codebooks.nearest import choose_search
 
     rng, search = generator_for(seed, "codebook", encoder), choose_search(device)
     fit = _fit_stream if mode is FitMode.STREAM else _fit_sample
@@ -133,7 +133,7 @@ class CentroidStream:
         """Assigns an array [F, D], and moves the centroids when enough have come."""
         import torch
 
-        from dmlm.pipeline.nearest import MAX_VECTORS, add_rows
+        from dmlm.pipeline.codebooks.nearest import MAX_VECTORS, add_rows
 
         new_FD = torch.from_numpy(vectors_FD).to(self.centroids_KD)
         parts = torch.split(new_FD, MAX_VECTORS)
@@ -173,8 +173,8 @@ class CentroidStream:
 
     def _exchange(self) -> None:
         """Takes centroids from where few vectors are by now; the sample tells."""
-        from dmlm.pipeline.kmeans import exchange
-        from dmlm.pipeline.nearest import assign
+        from dmlm.pipeline.codebooks.kmeans import exchange
+        from dmlm.pipeline.codebooks.nearest import assign
 
         kept_FD = self._sample.on(self.centroids_KD.device)
         found = assign(kept_FD, self.centroids_KD, self._search)
@@ -183,7 +183,7 @@ class CentroidStream:
         self._shares_K = self._share_of_sample()
 
     def _share_of_sample(self) -> npt.NDArray[np.float64]:
-        from dmlm.pipeline.nearest import assign
+        from dmlm.pipeline.codebooks.nearest import assign
 
         found = assign(self._sample.on(self.centroids_KD.device), self.centroids_KD, self._search)
         shares_K: npt.NDArray[np.float64] = found.counts_K / found.counts_K.sum()
@@ -206,7 +206,7 @@ def _fit_sample(
     device: "torch.device | str",
     search: "Search",
 ) -> "tuple[VectorSample, torch.Tensor | None]":
-    from dmlm.pipeline.kmeans import cluster
+    from dmlm.pipeline.codebooks.kmeans import cluster
 
     sample = VectorSample(num_clusters * VECTORS_PER_CLUSTER, rng)
     for vectors_FD in vectors:
@@ -223,7 +223,7 @@ def _fit_stream(
     device: "torch.device | str",
     search: "Search",
 ) -> "tuple[VectorSample, torch.Tensor | None]":
-    from dmlm.pipeline.kmeans import cluster
+    from dmlm.pipeline.codebooks.kmeans import cluster
 
     sample, centroids = VectorSample(0, rng), None
     for vectors_FD in vectors:
@@ -248,7 +248,7 @@ def _fit_stream(
 def _measure(
     sample: VectorSample, centroids_KD: "torch.Tensor", seed: int, search: "Search"
 ) -> FitStatistics:
-    from dmlm.pipeline.nearest import assign
+    from dmlm.pipeline.codebooks.nearest import assign
 
     found = assign(sample.on(centroids_KD.device), centroids_KD, search)
     shares = found.counts_K[found.counts_K > 0] / found.counts_K.sum()

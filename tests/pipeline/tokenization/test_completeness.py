@@ -11,11 +11,11 @@ import soundfile
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Skipped, SourceItem, Utterance
-from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.sources import SourceOptions
-from dmlm.pipeline.sources.completeness import warn_of_other_counts
 from dmlm.pipeline.synthesis.reports import FINISHED
-from dmlm.pipeline.tokenization import TokenizeConfig, plan_tokenization
+from dmlm.pipeline.tokenization.completeness import warn_of_other_counts
+from dmlm.pipeline.tokenization.running import TokenizeConfig, plan_tokenization
+from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice, chosen_codebook
 
 SEGMENT = '<segment nite:id="s" transcriber_start="0.1" transcriber_end="0.9"/>'

@@ -12,15 +12,16 @@ import soundfile
 from PIL import Image
 
 from dmlm.cli import run
-from dmlm.pipeline import codebook_building, corpus_sampling
-from dmlm.pipeline.codebook import load_codebook
-from dmlm.pipeline.codebook_building import (
+from dmlm.pipeline.codebooks import building as codebook_building
+from dmlm.pipeline.codebooks import corpus_sampling
+from dmlm.pipeline.codebooks.building import (
     BuildCodebookConfig,
     CodebookReport,
     SourceShare,
     build_codebook,
     is_codebook,
 )
+from dmlm.pipeline.codebooks.codebook import load_codebook
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.tokenizers.registry import load_tokenizers, read_card

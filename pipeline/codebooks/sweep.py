@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dmlm.pipeline.codebook_fitting import fit_codebook
-from dmlm.pipeline.codebook_inspection import draw_recordings, held_out_splits
-from dmlm.pipeline.codebook_measuring import CodebookQuality, Recording, measure_codebooks
+from dmlm.pipeline.codebooks.fitting import fit_codebook
+from dmlm.pipeline.codebooks.inspection import draw_recordings, held_out_splits
+from dmlm.pipeline.codebooks.measuring import CodebookQuality, Recording, measure_codebooks
 from dmlm.pipeline.encoders import WindowMode
 from dmlm.pipeline.encoders.registry import absolute_encoder, open_encoder
 from dmlm.pipeline.errors import ConfigError

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dmlm.pipeline.quarantine import LedgerEntry
 from dmlm.pipeline.samples import ImageCaption, SourceItem, Utterance
-from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.storage import sha256_file
+from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 
 
 def file_of(item: SourceItem) -> Path | None:

@@ -10,10 +10,8 @@ import numpy as np
 
 from dmlm.pipeline.audio import load_utterance
 from dmlm.pipeline.errors import AnnotationError, AudioError, ConfigError, ImageError, SampleError
-from dmlm.pipeline.file_encoding import Encoded, Outcome, encode_files
 from dmlm.pipeline.images import load_image
 from dmlm.pipeline.quarantine import LedgerEntry
-from dmlm.pipeline.quarantined_files import file_of, sha256_if_readable
 from dmlm.pipeline.samples import (
     Broken,
     ImageCaption,
@@ -27,11 +25,13 @@ from dmlm.pipeline.samples import (
     UnitLine,
     Utterance,
 )
-from dmlm.pipeline.separate_processes import SeparateProcesses
-from dmlm.pipeline.shard_tasks import ShardTask
 from dmlm.pipeline.shards.card import fingerprint_sha256
 from dmlm.pipeline.shards.format import encode_members
 from dmlm.pipeline.text_rules import apply_text_rule
+from dmlm.pipeline.tokenization.file_encoding import Encoded, Outcome, encode_files
+from dmlm.pipeline.tokenization.quarantined_files import file_of, sha256_if_readable
+from dmlm.pipeline.tokenization.separate_processes import SeparateProcesses
+from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers import ImageTokenizer, SpeechTokenizer, TextTokenizer
 from dmlm.pipeline.vocabulary import Vocabulary
 

@@ -8,9 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlm.pipeline import nearest
-from dmlm.pipeline.kmeans import cluster, exchange, move
-from dmlm.pipeline.nearest import Search, assign, choose_search, search_with_faiss, search_with_torch
+from dmlm.pipeline.codebooks import nearest
+from dmlm.pipeline.codebooks.kmeans import cluster, exchange, move
+from dmlm.pipeline.codebooks.nearest import (
+    Search,
+    assign,
+    choose_search,
+    search_with_faiss,
+    search_with_torch,
+)
 
 SEARCHES = [search_with_torch, search_with_faiss]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmlm.pipeline.codebook_quality import (
+from dmlm.pipeline.codebooks.quality import (
     agreement,
     count_run_lengths,
     count_units,

@@ -1,0 +1,1 @@
+"""Codebooks: fit, search, judge, compare."""
