@@ -29,8 +29,11 @@ class ModelConfig:
     init: str | None = None
     """Hugging Face name or folder, GGUF file, or checkpoint of dmlm; its shape replaces the fields below."""
     num_layers: int = 4
+    """Of a model from scratch."""
     width: int = 192
+    """Of a model from scratch; a multiple of `num_heads`."""
     num_heads: int = 4
+    """Of a model from scratch."""
     dropout: float = 0.1
     """Llama has it in its attention only; see docs/models.md."""
 
@@ -56,6 +59,7 @@ class MixEntry:
     """One stream of the mix: a task on the sources that have what it needs."""
 
     task: TaskName
+    """`asr`, `s2tt`, `t2s`, `i2t`, or a modality alone: `speech`, `text`, `image`."""
     weight: float
     """Share of the tokens of a run, relative to the other entries."""
     source: str = "*"
@@ -66,13 +70,17 @@ class MixEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """The length-normalised tri-modal loss of mission.md; the weights are never renormalised."""
+    """The length-normalised tri-modal loss of arXiv 2406.06582; the weights are never renormalised."""
 
     text: float = 0.93
+    """λ of text: weight of the mean cross-entropy of its tokens."""
     speech: float = 0.25
+    """λ of speech."""
     image: float = 0.25
+    """λ of images."""
     normalise: Literal["batch", "sequence", "none"] = "batch"
-    """`none` is the paper's control: one mean over all tokens, every weight 1."""
+    """`batch`: means over the tokens of the step; `sequence`: of each sequence, then averaged.
+    `none` is the paper's control: one mean over all tokens, every weight 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +102,17 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """At the end of the warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """From the warm-up to the last step."""
     num_warmup_steps: int = 100
+    """Steps in which the learning rate grows from 0."""
     final_share: float = 0.0
     """Learning rate of the last step, as a share of `learning_rate`."""
     betas: tuple[float, ...] = (0.9, 0.98)
+    """AdamW's decay of both moments."""
     weight_decay: float = 0.01
     """Of matrices only."""
     max_gradient_norm: float = 1.0
+    """A longer gradient is scaled down to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +135,9 @@ class Recipe:
 
     name: str
     num_steps: int
+    """Optimizer steps."""
     mix: tuple[MixEntry, ...]
+    """What is trained on: tasks and their shares of the tokens."""
     splits: tuple[str, ...] = ("train*",)
     """Globs on the splits to train on."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -143,9 +157,11 @@ class Recipe:
     gradient_checkpointing: bool = False
     """Layers are computed again in the backward pass: less memory, more time, equal gradients."""
     save_every_steps: int = 500
+    """Steps from checkpoint to checkpoint; the last step is always saved."""
     keep_checkpoints: int = 2
     """How many of the newest stay, besides the best one; more than one, as the last may be damaged."""
     log_every_steps: int = 10
+    """Steps of a line on the console and in metrics.jsonl."""
 
     def trains_on(self, source: str, split: str) -> bool:
         """Whether an entry of the mix draws from this split of this corpus."""

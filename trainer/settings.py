@@ -28,6 +28,11 @@ _FREE_TO_CHANGE: Final = (
 _FREE_PREFIXES: Final = tuple(f"{name}." for name in _FREE_TO_CHANGE)
 
 
+def may_change(name: str) -> bool:
+    """Whether a setting, by its dotted name such as `recipe.num_steps`, may be another one on `--resume`."""
+    return f"{name}.".startswith(_FREE_PREFIXES)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
     """What a run is made of; a resumed run must be made of the same."""
@@ -92,7 +97,7 @@ def check_same_run(path: Path, saved: RunSettings, current: RunSettings) -> None
     """Raises FingerprintMismatchError, naming both sides, unless `path` can be resumed with `current`."""
     theirs, ours = dict(_flatten(saved.to_json())), dict(_flatten(current.to_json()))
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    differing = [name for name in names if not f"{name}.".startswith(_FREE_PREFIXES)]
+    differing = [name for name in names if not may_change(name)]
     if differing:
         name, num_more = differing[0], len(differing) - 1
         more = f" (and {num_more} more differ: {', '.join(differing[1:4])})" if num_more else ""
