@@ -48,6 +48,8 @@ class SequenceConfig:
     """Share of the source's speech units that the model sees replaced by random ones while it trains."""
     text_noise: float = 0.0
     """Share of the target's text tokens that it sees replaced by others of the same text while it trains."""
+    target_unit_noise: float = 0.0
+    """Share of the target's speech units that it sees replaced by others of the same speech, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +234,8 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
     steps = (recipe.num_steps, recipe.save_every_steps, recipe.log_every_steps)
     sizes = (model.num_layers, model.width, model.num_heads, batch.num_micro_batches, batch.pool_size)
     weights = (recipe.loss.text, recipe.loss.speech, recipe.loss.image)
-    shares = (model.dropout, sequence.unit_noise, sequence.text_noise, *optimizer.betas)
+    noises = (sequence.unit_noise, sequence.text_noise, sequence.target_unit_noise)
+    shares = (model.dropout, *noises, *optimizer.betas)
     entries = [(entry.task, entry.source, entry.split) for entry in recipe.mix]
     validation = recipe.validation
     rules = (
@@ -245,7 +248,7 @@ def _check_ranges(recipe: Recipe, where: str) -> None:
         (len(optimizer.betas) == 2, "optimizer.betas must be two numbers"),
         (
             all(0 <= share < 1 for share in shares),
-            "dropout, unit_noise, text_noise and betas must be in [0, 1)",
+            "dropout, unit_noise, text_noise, target_unit_noise and betas must be in [0, 1)",
         ),
         (optimizer.learning_rate > 0, "optimizer.learning_rate must be above 0"),
         (optimizer.max_gradient_norm > 0, "optimizer.max_gradient_norm must be above 0"),
