@@ -52,6 +52,8 @@ class SequenceConfig:
     """Share of the source's speech units that the model sees replaced by random ones while it trains."""
     text_noise: float = 0.0
     """Share of the target's text tokens that it sees replaced by others of the same text while it trains."""
+    target_unit_noise: float = 0.0
+    """Share of the target's speech units that it sees replaced by others of the same speech, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ _RANGES: Final[Sequence[tuple[Sequence[str], Callable[[float], bool], str]]] = (
     (("optimizer.learning_rate",), lambda value: 0 < value < inf, "above 0, and finite"),
     (("optimizer.max_gradient_norm",), lambda value: value > 0, "above 0"),
     (
-        ("model.dropout", "sequence.unit_noise", "sequence.text_noise"),
+        ("model.dropout", "sequence.unit_noise", "sequence.text_noise", "sequence.target_unit_noise"),
         lambda value: 0 <= value < 1,
         "in [0, 1)",
     ),

@@ -41,6 +41,7 @@ class _Fields(NamedTuple):
     is_speech: npt.NDArray[np.bool_]
     is_source_units: npt.NDArray[np.bool_]
     is_target_text: npt.NDArray[np.bool_]
+    is_target_units: npt.NDArray[np.bool_]
 
     def take(self, numbers_P: IntArray) -> "_Fields":
         """Fields of these parts."""
@@ -54,7 +55,7 @@ class RowBuilder:
         self._data, self._mix, self._config, self._seed = data, mix, config, seed
         self.reading = ""
         """Name of the shard that is, or was last, read."""
-        self._is_noisy = config.unit_noise > 0 or config.text_noise > 0
+        self._is_noisy = max(config.unit_noise, config.text_noise, config.target_unit_noise) > 0
         templates = [template for group in mix.groups for template in group.templates]
         num_templates = np.array([len(group.templates) for group in mix.groups])
         self._template_D = mix.template_D + (num_templates.cumsum() - num_templates)[mix.group_D]
@@ -138,7 +139,8 @@ class RowBuilder:
         rng = generator_for(self._seed, "noise", number)
         inputs_T, units_T = tokens_T.copy(), fields.is_source_units.repeat(lengths_P)
         _replace_units(inputs_T, units_T, self._config.unit_noise, self._data.vocabulary, rng)
-        _replace_text(inputs_T, lengths_P, fields.is_target_text, self._config.text_noise, rng)
+        _replace_within(inputs_T, lengths_P, fields.is_target_text, self._config.text_noise, rng)
+        _replace_within(inputs_T, lengths_P, fields.is_target_units, self._config.target_unit_noise, rng)
         return inputs_T
 
 
@@ -147,7 +149,7 @@ def _tabulate(templates: Sequence[Template], vocabulary: Vocabulary) -> _Fields:
     for template in templates:
         rows += [_fields_of(part, True, vocabulary) for part in template.prompt]
         rows += [_fields_of(part, False, vocabulary) for part in template.target]
-    types = (np.bool_, np.int64, np.int64, np.int32, np.int8, np.bool_, np.bool_, np.bool_)
+    types = (np.bool_, np.int64, np.int64, np.int32, np.int8, *[np.bool_] * 4)
     return _Fields(
         *(np.array(column, kind) for column, kind in zip(zip(*rows, strict=True), types, strict=True))
     )
@@ -156,12 +158,12 @@ def _tabulate(templates: Sequence[Template], vocabulary: Vocabulary) -> _Fields:
 def _fields_of(part: Part, is_source: bool, vocabulary: Vocabulary) -> tuple[int, ...]:
     if part.member is None:
         length = 0 if part.tokens is None else len(part.tokens)
-        return False, 0, length, 0, part.code, False, False, False
+        return False, 0, length, 0, part.code, False, False, False, False
     modality = MODALITY_OF[part.member]
     is_speech, is_text = modality is Modality.SPEECH, modality is Modality.TEXT
     return (
         *(True, TOKEN_MEMBERS.index(part.member), 0, vocabulary.range_of(modality).start, part.code),
-        *(is_speech, is_speech and is_source, is_text and not is_source),
+        *(is_speech, is_speech and is_source, is_text and not is_source, is_speech and not is_source),
     )
 
 
@@ -190,24 +192,22 @@ def _replace_units(
     tokens_T[places] = rng.integers(vocabulary.speech.start, vocabulary.speech.stop, len(places))
 
 
-def _replace_text(
+def _replace_within(
     tokens_T: TokenArray,
     lengths_P: IntArray,
-    texts_P: npt.NDArray[np.bool_],
+    chosen_P: npt.NDArray[np.bool_],
     share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Replaces a share of the tokens of texts by others of the same text.
+    """Replaces a share of the tokens of the parts chosen, targets all, by others of the same part.
 
-    Wrong text before a token stands for the model's own mistakes: it keeps the model from guessing on from
-    its text instead of listening.
+    Wrong tokens before one that is to be predicted stand for the model's own mistakes: they keep it from
+    guessing on from what it has written or said, instead of listening or reading.
     """
-    lengths = lengths_P[texts_P]
-    starts = (lengths_P.cumsum() - lengths_P)[texts_P]
-    text_of, places = (
-        np.repeat(np.arange(len(lengths)), lengths),
-        np.flatnonzero(np.repeat(texts_P, lengths_P)),
-    )
-    chosen = rng.random(len(places)) < share
-    text_of, places = text_of[chosen], places[chosen]
-    tokens_T[places] = tokens_T[starts[text_of] + rng.integers(0, lengths[text_of])]
+    lengths = lengths_P[chosen_P]
+    starts = (lengths_P.cumsum() - lengths_P)[chosen_P]
+    part_of = np.repeat(np.arange(len(lengths)), lengths)
+    places = np.flatnonzero(np.repeat(chosen_P, lengths_P))
+    replaced = rng.random(len(places)) < share
+    part_of, places = part_of[replaced], places[replaced]
+    tokens_T[places] = tokens_T[starts[part_of] + rng.integers(0, lengths[part_of])]

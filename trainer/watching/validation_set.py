@@ -65,7 +65,7 @@ def build_validation_set(data: TrainingData, recipe: Recipe) -> tuple[TaskValida
     splits = _held_out_splits(data, recipe)
     if not splits:
         return ()
-    quiet = replace(recipe.sequence, unit_noise=0.0, text_noise=0.0)
+    quiet = replace(recipe.sequence, unit_noise=0.0, text_noise=0.0, target_unit_noise=0.0)
     tasks = dict.fromkeys(entry.task for entry in recipe.mix)
     entries = tuple(MixEntry(task=task, weight=1.0) for task in tasks)
     held_out = replace(recipe, mix=entries, splits=tuple(map(escape, splits)), sequence=quiet)

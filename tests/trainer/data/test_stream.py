@@ -201,7 +201,8 @@ def test_an_index_that_does_not_fit_its_tokens_is_found(
         batches(TokenStream(replace(data, index=wrong), recipe_of([{"task": "asr", "weight": 1}]), seed=0), 1)
 
 
-NOISY = {"max_length": 64, "unit_noise": 0.3, "text_noise": 0.3, "collapse_runs": True}
+NOISES = {"unit_noise": 0.3, "text_noise": 0.3, "target_unit_noise": 0.3}
+NOISY = {"max_length": 64, **NOISES, "collapse_runs": True}
 
 
 @pytest.mark.parametrize("sequence", [{"max_length": 64}, NOISY], ids=["clean", "noisy"])
@@ -304,6 +305,30 @@ def test_text_noise_puts_other_words_in_the_place_of_words_of_the_target(data: T
     assert len(changes) > 100
     words = range(100, 120)  # EOS, which closes the target, is not among them
     assert all(task == "asr" and seen in words and clean in words for task, seen, clean in changes)
+
+
+def test_target_unit_noise_puts_other_units_of_the_speech_in_the_place_of_what_was_said(
+    data: TrainingData,
+) -> None:
+    changes = list(noise_of(data, target_unit_noise=0.9))
+    assert len(changes) > 100
+    units = data.vocabulary.speech  # the closing tag is not among them
+    assert all(task == "t2s" and seen in units and clean in units for task, seen, clean in changes)
+
+
+def test_noise_on_targets_stays_within_its_sequence(data: TrainingData) -> None:
+    recipe = recipe_of([{"task": "t2s", "weight": 1}], sequence={"max_length": 64, "target_unit_noise": 0.9})
+    for row in batches(TokenStream(data, recipe, seed=0), 30):
+        clean_T = row.tokens_T.clone()
+        clean_T[row.predictors_N + 1] = row.targets_N
+        for seen, clean in zip(row.tokens_T.split(row.lengths), clean_T.split(row.lengths), strict=True):
+            assert set(seen.tolist()) <= set(clean.tolist())
+
+
+def test_noise_on_the_units_of_targets_leaves_the_other_noise_as_it_was(data: TrainingData) -> None:
+    without = list(noise_of(data, unit_noise=0.3, text_noise=0.3))
+    with_it = [change for change in noise_of(data, **NOISES) if change[0] == "asr"]
+    assert without == with_it
 
 
 def test_a_share_of_the_units_is_noise(data: TrainingData) -> None:

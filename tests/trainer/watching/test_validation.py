@@ -215,6 +215,13 @@ def test_a_task_is_validated_on_the_sources_that_it_is_trained_on(
     assert keys["t2s"] < keys["asr"]
 
 
+def test_there_is_no_noise_in_what_a_run_is_validated_on(token_shards: Path) -> None:
+    noisy = replace(RECIPE.sequence, unit_noise=0.5, text_noise=0.5, target_unit_noise=0.5)
+    sets = build_validation_set(open_training_data([token_shards]), replace(RECIPE, sequence=noisy))
+    for row in (row for tasks in sets for row in tasks.rows):
+        assert row.tokens_T[row.predictors_N + 1].tolist() == row.targets_N.tolist()
+
+
 def test_a_split_that_no_entry_of_the_mix_draws_from_is_held_out(token_shards: Path) -> None:
     data = open_training_data([token_shards])
     mix = (MixEntry(task="asr", split="test", weight=1), MixEntry(task="t2s", split="test", weight=1))
