@@ -34,7 +34,7 @@ def _sample_sections(sample: Sample) -> Iterator[str]:
             yield section("Image codes", explanation, code_grid(ids.tolist(), side))
         elif name == "speech":
             runs = _runs(ids)
-            explanation = f"{len(ids)} units in {len(runs)} runs of equal ones: unit × length."
+            explanation = f"{len(ids)} units in {len(runs)} runs of equal ones: unit×length."
             yield section("Speech units", explanation, paragraph(" · ".join(runs)))
         else:
             ids_shown = " ".join(map(str, ids.tolist()))
@@ -44,4 +44,4 @@ def _sample_sections(sample: Sample) -> Iterator[str]:
 def _runs(units: TokenArray) -> list[str]:
     starts = np.flatnonzero(np.diff(units, prepend=-1))
     lengths = np.diff(starts, append=len(units))
-    return [f"{unit} × {length}" for unit, length in zip(units[starts], lengths, strict=True)]
+    return [f"{unit}×{length}" for unit, length in zip(units[starts], lengths, strict=True)]

@@ -29,6 +29,7 @@ p { color: var(--soft); margin: .2rem 0 .6rem; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
 th { font-weight: 500; } th:first-child, td:first-child { text-align: left; }
 .heat td { padding-left: .9rem; }
+.pairs td { text-align: left; } .pairs td:first-child { white-space: nowrap; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 12px; }
 svg .code { fill: #1c2330; }
 .bar { fill: var(--bar); } .mark { stroke: var(--mark); stroke-width: 2; } .grid { stroke: var(--line); }
@@ -58,7 +59,7 @@ def paragraph(text: str) -> str:
 def table(rows: Sequence[tuple[str, str]]) -> str:
     """Table of names and values."""
     lines = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f'<div class="wide"><table>{lines}</table></div>'
+    return f'<div class="wide"><table class="pairs">{lines}</table></div>'
 
 
 def heat_table(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]) -> str:
