@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dmlm.pipeline.samples import TokenArray
-from dmlm.trainer.decoding.products import multiply
 from dmlm.trainer.decoding.weights import LayerWeights, ModelWeights
 
 _FIRST_POSITIONS: Final = 128
@@ -88,7 +87,7 @@ class FastRows:
             context_GD = _attend(heads_GHQC, *view.layers[index], view.bias_GH1T).view(len(x_GD), -1)
             x_GD = layer.out(x_GD, context_GD)
             x_GD = layer.feed_forward(x_GD, layer.feed_forward_norm(x_GD))
-        return multiply(self._weights.final_norm(x_GD), self._weights.head_AD)
+        return self._weights.head(self._weights.final_norm(x_GD))
 
     @torch.inference_mode()
     def select(self, rows_G: Sequence[int]) -> None:

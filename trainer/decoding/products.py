@@ -3,32 +3,65 @@
 Suffixes: N row, D width, O output.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 
-_FEW_ROWS: Final = 64
-"""So many rows that several threads multiply faster with the weight first."""
-_FEWEST_ROWS: Final = 4
-"""The same for one thread and a large weight."""
 _LARGE_WEIGHT: Final = 1 << 17
-"""Numbers that do not stay in a core's cache."""
+"""Numbers that do not stay in a core's cache. A smaller weight is not worth turning its product around."""
+_FEW_ROWS: Final = 4
+"""So many rows are multiplied faster with the weight first."""
+_FEW_ROWS_OF_THREADS: Final = 64
+"""The same on several threads."""
+
+Layer = Callable[[Tensor], Tensor]
+"""N × width to N × width."""
+Adding = Callable[[Tensor, Tensor], Tensor]
+"""The residual stream N × D and an input, to the stream with what is made of the input added."""
 
 
-def multiply(x_ND: Tensor, weight_OD: Tensor) -> Tensor:
-    """Rows times the transposed weight: N × O.
+def make_product(weight_OD: Tensor, bias_O: Tensor | None) -> Layer:
+    """Rows N × D times the transposed weight, plus the bias: N × O."""
+    weight_DO, is_large = weight_OD.T, _is_large(weight_OD)
 
-    On a CPU the weight comes first where that is faster: BLAS shares out the rows of its first matrix among
-    threads, and a weight has enough of them. A single row is doubled for a large weight, since a product of
-    matrix and vector reads memory at half the speed.
-    """
-    if x_ND.is_cuda:
-        return torch.mm(x_ND, weight_OD.T)
-    num_rows, is_large = len(x_ND), weight_OD.numel() >= _LARGE_WEIGHT
-    if num_rows == 1 and is_large:
-        return multiply(torch.cat((x_ND, x_ND)), weight_OD)[:1]
-    most = _FEW_ROWS if torch.get_num_threads() > 1 else _FEWEST_ROWS * is_large
-    if num_rows > most:
-        return torch.mm(x_ND, weight_OD.T)
+    def multiply(x_ND: Tensor) -> Tensor:
+        if _is_weight_first(len(x_ND), is_large):
+            y_NO = _multiply_weight_first(x_ND, weight_OD)
+            return y_NO if bias_O is None else y_NO.add_(bias_O)
+        return torch.mm(x_ND, weight_DO) if bias_O is None else torch.addmm(bias_O, x_ND, weight_DO)
+
+    return multiply
+
+
+def make_adding(weight_OD: Tensor, bias_O: Tensor | None) -> Adding:
+    """The same, added to the residual stream."""
+    weight_DO, is_large = weight_OD.T, _is_large(weight_OD)
+
+    def add(x_NO: Tensor, h_ND: Tensor) -> Tensor:
+        if _is_weight_first(len(h_ND), is_large):
+            y_NO = _multiply_weight_first(h_ND, weight_OD).add_(x_NO)
+        else:
+            y_NO = torch.addmm(x_NO, h_ND, weight_DO)
+        return y_NO if bias_O is None else y_NO.add_(bias_O)
+
+    return add
+
+
+def _is_large(weight_OD: Tensor) -> bool:
+    """Whether it is one for a CPU; a GPU takes every weight as it is."""
+    return not weight_OD.is_cuda and weight_OD.numel() >= _LARGE_WEIGHT
+
+
+def _is_weight_first(num_rows: int, is_large: bool) -> bool:
+    """BLAS shares out the rows of its first matrix among threads, and a large weight has enough of them."""
+    few = _FEW_ROWS_OF_THREADS if is_large and torch.get_num_threads() > 1 else _FEW_ROWS
+    return is_large and num_rows <= few
+
+
+def _multiply_weight_first(x_ND: Tensor, weight_OD: Tensor) -> Tensor:
+    if len(x_ND) == 1:
+        # A product of matrix and vector reads memory at half the speed of one with two columns.
+        return torch.mm(weight_OD, torch.cat((x_ND, x_ND)).T)[:, :1].T.contiguous()
     return torch.mm(weight_OD, x_ND.T).T.contiguous()

@@ -7,7 +7,6 @@ Suffixes: N row, V vocabulary, A allowed id, D width, F feed-forward width, T po
 values, P pair of a head's dimensions, O output of a product.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -17,18 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dmlm.trainer.decoding.constraints import Constraint
-from dmlm.trainer.decoding.products import multiply
+from dmlm.trainer.decoding.products import Adding, Layer, make_adding, make_product
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FIXED_ROTATIONS: Final = ("default", "linear", "llama3", "yarn")
 """Rotary positions that do not depend on the length of the sequence."""
-
-Layer = Callable[[Tensor], Tensor]
-"""N × width to N × width."""
-Adding = Callable[[Tensor, Tensor], Tensor]
-"""The residual stream N × D and an input, to the stream with what is made of the input added."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,7 +39,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ModelWeights:
-    """A model, and the rows of its head that are allowed."""
+    """A model, and of its head what is allowed."""
 
     embedding_VD: Tensor
     positions_TD: Tensor | None
@@ -54,7 +48,8 @@ class ModelWeights:
     """Complex numbers that turn queries and keys."""
     layers: tuple[LayerWeights, ...]
     final_norm: Layer
-    head_AD: Tensor
+    head: Layer
+    """To logits of the ids that are allowed."""
     num_kv_heads: int
     head_size: int
 
@@ -79,7 +74,7 @@ def _read_llama(model: Any, constraint: Constraint) -> ModelWeights | None:
         rotation_T11P=_rotation(decoder, config.max_position_embeddings),
         layers=tuple(_llama_layer(layer, num_kv_heads, head_size) for layer in decoder.layers),
         final_norm=_rms_norm(decoder.norm),
-        head_AD=_allowed_rows(model.lm_head.weight, constraint),
+        head=make_product(_allowed_rows(model.lm_head.weight, constraint), None),
         num_kv_heads=num_kv_heads,
         head_size=head_size,
     )
@@ -87,7 +82,7 @@ def _read_llama(model: Any, constraint: Constraint) -> ModelWeights | None:
 
 def _llama_layer(layer: Any, num_kv_heads: int, head_size: int) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
-    gate_up, down = _linear(mlp.gate_proj, mlp.up_proj), _adding(mlp.down_proj)
+    gate_up, down = _linear(mlp.gate_proj, mlp.up_proj), make_adding(mlp.down_proj.weight, mlp.down_proj.bias)
 
     def feed_forward(x_ND: Tensor, h_ND: Tensor) -> Tensor:
         gate_NF, up_NF = gate_up(h_ND).chunk(2, dim=1)
@@ -101,7 +96,7 @@ def _llama_layer(layer: Any, num_kv_heads: int, head_size: int) -> LayerWeights:
     return LayerWeights(
         attention_norm=_rms_norm(layer.input_layernorm),
         qkv=_interleaved(projections, num_kv_heads, head_size, orders),
-        out=_adding(attention.o_proj),
+        out=make_adding(attention.o_proj.weight, attention.o_proj.bias),
         feed_forward_norm=_rms_norm(layer.post_attention_layernorm),
         feed_forward=feed_forward,
     )
@@ -127,7 +122,7 @@ def _read_opt(model: Any, constraint: Constraint) -> ModelWeights | None:
         rotation_T11P=None,
         layers=tuple(_opt_layer(layer, num_heads) for layer in decoder.layers),
         final_norm=_layer_norm(decoder.final_layer_norm),
-        head_AD=_allowed_rows(model.lm_head.weight, constraint),
+        head=make_product(_allowed_rows(model.lm_head.weight, constraint), None),
         num_kv_heads=num_heads,
         head_size=config.hidden_size // num_heads,
     )
@@ -137,11 +132,11 @@ def _opt_layer(layer: Any, num_heads: int) -> LayerWeights:
     attention = layer.self_attn
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     orders = (None, None, None)
-    up, down = _linear(layer.fc1), _adding(layer.fc2)
+    up, down = _linear(layer.fc1), make_adding(layer.fc2.weight, layer.fc2.bias)
     return LayerWeights(
         attention_norm=_layer_norm(layer.self_attn_layer_norm),
         qkv=_interleaved(projections, num_heads, attention.head_dim, orders),
-        out=_adding(attention.out_proj),
+        out=make_adding(attention.out_proj.weight, attention.out_proj.bias),
         feed_forward_norm=_layer_norm(layer.final_layer_norm),
         feed_forward=lambda x_ND, h_ND: down(x_ND, layer.activation_fn(up(h_ND))),
     )
@@ -161,7 +156,7 @@ def _interleaved(
 
     weight_OD = interleave([projection.weight for projection in projections])
     has_bias = projections[0].bias is not None
-    return _product(weight_OD, interleave([p.bias for p in projections]) if has_bias else None)
+    return make_product(weight_OD, interleave([p.bias for p in projections]) if has_bias else None)
 
 
 def _allowed_rows(weight_VD: Tensor, constraint: Constraint) -> Tensor:
@@ -175,21 +170,8 @@ def _linear(*modules: Any) -> Layer:
     """Linear modules as one, their outputs side by side."""
     weights, biases = [module.weight for module in modules], [module.bias for module in modules]
     if len(modules) == 1:
-        return _product(weights[0], biases[0])
-    return _product(torch.cat(weights), None if biases[0] is None else torch.cat(biases))
-
-
-def _product(weight_OD: Tensor, bias_O: Tensor | None) -> Layer:
-    if bias_O is None:
-        return lambda x_ND: multiply(x_ND, weight_OD)
-    return lambda x_ND: multiply(x_ND, weight_OD).add_(bias_O)
-
-
-def _adding(module: Any) -> Adding:
-    weight_OD, bias_O = module.weight, module.bias
-    if bias_O is None:
-        return lambda x_NO, h_ND: multiply(h_ND, weight_OD).add_(x_NO)
-    return lambda x_NO, h_ND: multiply(h_ND, weight_OD).add_(x_NO).add_(bias_O)
+        return make_product(weights[0], biases[0])
+    return make_product(torch.cat(weights), None if biases[0] is None else torch.cat(biases))
 
 
 def _rms_norm(module: Any) -> Layer:
