@@ -4,13 +4,16 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
+
 from dmlm.trainer import config
-from dmlm.trainer.config import MixEntry, Recipe
+from dmlm.trainer.config import MixEntry, Recipe, recipe_from_json
 from dmlm.trainer.settings import may_change
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
@@ -45,3 +48,10 @@ def rows(kind: type[Any], docs: dict[tuple[str, str], str], prefix: str = "") ->
 def test_every_key_stands_in_the_page_as_the_code_has_it() -> None:
     table = HEAD + "".join(rows(Recipe, docstrings()))
     assert PAGE.read_text().endswith(table), f"docs/recipes.md must end with:\n{table}"
+
+
+def test_every_example_of_the_page_is_a_recipe() -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    assert len(examples) == 4
+    for example in examples:
+        recipe_from_json({"name": "example", **yaml.safe_load(example)})

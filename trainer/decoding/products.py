@@ -12,9 +12,7 @@ from torch import Tensor
 _LARGE_WEIGHT: Final = 1 << 17
 """Numbers that do not stay in a core's cache. A smaller weight is not worth turning its product around."""
 _FEW_ROWS: Final = 4
-"""So many rows are multiplied faster with the weight first."""
-_FEW_ROWS_OF_THREADS: Final = 64
-"""The same on several threads."""
+"""So many rows are multiplied faster with a large weight first; more were not, in a whole run."""
 
 Layer = Callable[[Tensor], Tensor]
 """N × width to N × width."""
@@ -27,7 +25,7 @@ def make_product(weight_OD: Tensor, bias_O: Tensor | None) -> Layer:
     weight_DO, is_large = weight_OD.T, _is_large(weight_OD)
 
     def multiply(x_ND: Tensor) -> Tensor:
-        if _is_weight_first(len(x_ND), is_large):
+        if is_large and len(x_ND) <= _FEW_ROWS:
             y_NO = _multiply_weight_first(x_ND, weight_OD)
             return y_NO if bias_O is None else y_NO.add_(bias_O)
         return torch.mm(x_ND, weight_DO) if bias_O is None else torch.addmm(bias_O, x_ND, weight_DO)
@@ -40,7 +38,7 @@ def make_adding(weight_OD: Tensor, bias_O: Tensor | None) -> Adding:
     weight_DO, is_large = weight_OD.T, _is_large(weight_OD)
 
     def add(x_NO: Tensor, h_ND: Tensor) -> Tensor:
-        if _is_weight_first(len(h_ND), is_large):
+        if is_large and len(h_ND) <= _FEW_ROWS:
             y_NO = _multiply_weight_first(h_ND, weight_OD).add_(x_NO)
         else:
             y_NO = torch.addmm(x_NO, h_ND, weight_DO)
@@ -52,12 +50,6 @@ def make_adding(weight_OD: Tensor, bias_O: Tensor | None) -> Adding:
 def _is_large(weight_OD: Tensor) -> bool:
     """Whether it is one for a CPU; a GPU takes every weight as it is."""
     return not weight_OD.is_cuda and weight_OD.numel() >= _LARGE_WEIGHT
-
-
-def _is_weight_first(num_rows: int, is_large: bool) -> bool:
-    """BLAS shares out the rows of its first matrix among threads, and a large weight has enough of them."""
-    few = _FEW_ROWS_OF_THREADS if is_large and torch.get_num_threads() > 1 else _FEW_ROWS
-    return is_large and num_rows <= few
 
 
 def _multiply_weight_first(x_ND: Tensor, weight_OD: Tensor) -> Tensor:
