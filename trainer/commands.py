@@ -10,18 +10,11 @@ from typing import Literal
 import click
 
 from dmlm.pipeline.commands import announce_default, device_option, limit_option, seed_option
-from dmlm.pipeline.remote.options import dataset_folder
+from dmlm.pipeline.remote.options import shards_option
 
 
 @click.command(short_help="Train one decoder-only model on token shards.")
-@click.option(
-    "--shards",
-    "shard_dirs",
-    type=dataset_folder,
-    multiple=True,
-    required=True,
-    help="Data set of `tokenize`, folder or address; may be repeated.",
-)
+@shards_option
 @click.option("--recipe", default="demo", show_default=True, help="Name of a recipe, or a YAML file.")
 @click.option(
     "--set",

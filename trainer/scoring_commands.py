@@ -10,7 +10,7 @@ import click
 
 from dmlm.pipeline.commands import announce_default, device_option, limit_option, resolve_root, split_option
 from dmlm.pipeline.remote.folder import RemoteFolder
-from dmlm.pipeline.remote.options import dataset_folder, folder
+from dmlm.pipeline.remote.options import dataset_folder, folder, shards_option
 from dmlm.trainer.generation_commands import checkpoint_option, decoding_options
 
 if TYPE_CHECKING:
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Score a checkpoint on held-out samples.")
 @checkpoint_option
-@click.option(
-    "--shards",
-    "shard_dirs",
-    type=dataset_folder,
-    multiple=True,
-    required=True,
-    help="Data set of `tokenize`, folder or address; may be repeated.",
-)
+@shards_option
 @click.option(
     "--train-shards",
     "train_dirs",

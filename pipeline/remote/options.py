@@ -1,8 +1,10 @@
-"""Types of options for a folder that may be at an address: the only way by which an address comes in."""
+"""Options for a folder that may be at an address: the only way by which an address comes in."""
 
 import os
 import re
 from pathlib import Path
+
+import click
 
 from dmlm.pipeline.remote.folder import RemoteFolder
 
@@ -28,3 +30,13 @@ def cache_dir() -> Path:
     """Where mirrors are: DMLM_CACHE, else `dmlm/remote` in the user's cache folder."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return Path(os.environ.get("DMLM_CACHE", user_cache / "dmlm" / "remote")).absolute()
+
+
+shards_option = click.option(
+    "--shards",
+    "shard_dirs",
+    type=dataset_folder,
+    multiple=True,
+    required=True,
+    help="Data set of `tokenize`, folder or address; may be repeated.",
+)

@@ -10,7 +10,7 @@ import click
 
 from dmlm.pipeline.commands import announce_default, device_option, resolve_root, root_option, seed_option
 from dmlm.pipeline.remote.folder import RemoteFolder
-from dmlm.pipeline.remote.options import dataset_folder
+from dmlm.pipeline.remote.options import shards_option
 from dmlm.trainer.generation_commands import decoding_options, language_option
 
 if TYPE_CHECKING:
@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("train-vocoder", short_help="Learn to turn the speech units of shards into waveforms.")
-@click.option(
-    "--shards",
-    "shard_dirs",
-    type=dataset_folder,
-    multiple=True,
-    required=True,
-    help="Data set of `tokenize`, folder or address; may be repeated.",
-)
+@shards_option
 @root_option()
 @click.option("--split", "splits", multiple=True, help="Split or glob; may be repeated.  [default: train*]")
 @click.option("--steps", "num_steps", type=click.IntRange(min=1), help="Of training.  [default: 300]")
