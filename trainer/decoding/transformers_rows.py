@@ -3,8 +3,9 @@
 Suffixes: B prompt, G row, T position, A allowed id, V vocabulary.
 """
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ class TransformersRows:
     def __init__(self, model: "PreTrainedModel", constraint: Constraint) -> None:
         """Takes a model in evaluation mode."""
         self._model = model
+        # transformers 5.24 gave the argument another name, and 5.40 is to forget the former one.
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._ids_A = torch.tensor(constraint.ids, device=model.device)
 
     @torch.inference_mode()
@@ -49,8 +53,7 @@ class TransformersRows:
                 input_ids=tokens_BT.to(model.device),
                 attention_mask=self._mask_GT,
                 position_ids=torch.arange(num_read, device=model.device).expand_as(tokens_BT),
-                past_key_values=self._cache,
-                use_cache=True,
+                **self._given_cache(),
             )
         if num_copies > 1:
             self.select([row for row in range(len(prompts)) for _ in range(num_copies)])
@@ -63,8 +66,7 @@ class TransformersRows:
             input_ids=torch.tensor(tokens_G, device=self._model.device)[:, None],
             attention_mask=self._mask_GT,
             position_ids=self._positions_G[:, None],
-            past_key_values=self._cache,
-            use_cache=True,
+            **self._given_cache(),
         ).logits[:, -1]
         self._positions_G = self._positions_G + 1
         return logits_GV[:, self._ids_A]
@@ -78,3 +80,6 @@ class TransformersRows:
         self._mask_GT, self._positions_G = self._mask_GT[rows], self._positions_G[rows]
         if len(rows):
             self._cache.batch_select_indices(rows)
+
+    def _given_cache(self) -> dict[str, Any]:
+        return {self._cache_name: self._cache, "use_cache": True}
