@@ -3,14 +3,15 @@
 Ranges are half-open; the order never changes, and the fingerprint is frozen in every checkpoint.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 
-from dmlm.pipeline.errors import CorruptInputError
+from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.samples import Modality, TokenArray
 from dmlm.pipeline.storage import sha256_json
 
@@ -25,12 +26,13 @@ LANGUAGES = (
 # fmt: on
 """Languages with a token of their own; a fixed list, so that data sets never change the order."""
 
+MODALITY_TAGS = ("<speech>", "</speech>", "<image>", "</image>")
 TASK_TOKENS = ("<asr>", "<s2tt>", "<t2s>", "<i2t>")
-SPECIAL_TOKENS = (
-    *("<speech>", "</speech>", "<image>", "</image>"),
-    *TASK_TOKENS,
-    *(f"<{language}>" for language in LANGUAGES),
-)
+SPECIAL_TOKENS = (*MODALITY_TAGS, *TASK_TOKENS, *(f"<{language}>" for language in LANGUAGES))
+"""Of new vocabularies. A checkpoint keeps those that it was trained with."""
+
+_TAG = re.compile(r"</?[a-z0-9_]{1,32}>")
+_SIZES = ("num_text", "num_speech", "num_image", "bos_id", "eos_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Vocabulary:
     num_image: int
     bos_id: int
     eos_id: int
+    special_tokens: tuple[str, ...] = SPECIAL_TOKENS
 
     @property
     def text(self) -> TokenRange:
@@ -65,7 +68,7 @@ class Vocabulary:
     @property
     def special(self) -> TokenRange:
         """Modality, task and language tokens, right behind the text."""
-        return TokenRange(self.text.stop, self.text.stop + len(SPECIAL_TOKENS))
+        return TokenRange(self.text.stop, self.text.stop + len(self.special_tokens))
 
     @property
     def speech(self) -> TokenRange:
@@ -101,8 +104,15 @@ class Vocabulary:
         }[modality]
 
     def special_id(self, token: str) -> int:
-        """Id of a special token such as `<asr>`; KeyError when there is none."""
-        return self.special.start + _SPECIAL_INDEX[token]
+        """Id of a special token such as `<asr>`.
+
+        Raises:
+            ConfigError: This vocabulary has no such token.
+        """
+        if token not in self.special_tokens:
+            known = " ".join(self.special_tokens)
+            raise ConfigError(f"this vocabulary has no token {token}; its special tokens are {known}")
+        return self.special.start + self.special_tokens.index(token)
 
     def to_global(self, modality: Modality, tokens: TokenArray) -> TokenArray:
         """Shifts modality-local ids into the shared vocabulary.
@@ -118,35 +128,49 @@ class Vocabulary:
         """Names of all ids behind the text, in order: what a Hugging Face tokenizer must add."""
         speech = [f"<speech_{i}>" for i in range(self.num_speech)]
         image = [f"<image_{i}>" for i in range(self.num_image)]
-        return [*SPECIAL_TOKENS, *speech, *image]
+        return [*self.special_tokens, *speech, *image]
+
+    def sizes_to_json(self) -> dict[str, int]:
+        """What a data set depends on: its ids are those of each modality, special tokens come in training."""
+        return {name: getattr(self, name) for name in _SIZES}
 
     def to_json(self) -> dict[str, Any]:
         """Content of `vocabulary.json`."""
-        return {
-            "num_text": self.num_text,
-            "special_tokens": list(SPECIAL_TOKENS),
-            "num_speech": self.num_speech,
-            "num_image": self.num_image,
-            "bos_id": self.bos_id,
-            "eos_id": self.eos_id,
-        }
+        return {**self.sizes_to_json(), "special_tokens": list(self.special_tokens)}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Reads `vocabulary.json`.
+    def sizes_from_json(cls, content: object) -> Self:
+        """A vocabulary of these sizes, and nothing else in `content`.
 
         Raises:
-            CorruptInputError: A field is missing, of a wrong type, or the special tokens differ.
+            CorruptInputError: A size is missing, unknown or no count.
         """
-        names = ("num_text", "num_speech", "num_image", "bos_id", "eos_id")
+        if (
+            not isinstance(content, Mapping)
+            or sorted(content) != sorted(_SIZES)
+            or not all(type(size) is int and size >= 0 for size in content.values())
+        ):
+            raise CorruptInputError(f"sizes of the vocabulary: {', '.join(_SIZES)} must be counts")
+        return cls(**content)
+
+    @classmethod
+    def from_json(cls, content: object) -> Self:
+        """Reads `vocabulary.json`; its special tokens may be those of another version.
+
+        Raises:
+            CorruptInputError: A field is missing, unknown or of a wrong type.
+        """
         if not isinstance(content, Mapping):
             raise CorruptInputError("vocabulary.json: must be an object")
-        counts = {name: value for name in names if type(value := content.get(name)) is int and value >= 0}
-        if len(counts) < len(names):
-            raise CorruptInputError(f"vocabulary.json: {', '.join(names)} must be counts")
-        if content.get("special_tokens") != list(SPECIAL_TOKENS):
-            raise CorruptInputError("vocabulary.json: special tokens differ from this version's")
-        return cls(**counts)
+        tokens = content.get("special_tokens")
+        if not (isinstance(tokens, list) and all(isinstance(t, str) and _TAG.fullmatch(t) for t in tokens)):
+            raise CorruptInputError("vocabulary.json: special_tokens must be tags such as <asr>")
+        if len(set(tokens)) < len(tokens) or not set(MODALITY_TAGS) <= set(tokens):
+            raise CorruptInputError(
+                f"vocabulary.json: special_tokens must name {', '.join(MODALITY_TAGS)}, and no token twice"
+            )
+        sizes = {name: size for name, size in content.items() if name != "special_tokens"}
+        return replace(cls.sizes_from_json(sizes), special_tokens=tuple(tokens))
 
 
 def check_ids(tokens: TokenArray, num_tokens: int, modality: Modality) -> None:
@@ -156,6 +180,3 @@ def check_ids(tokens: TokenArray, num_tokens: int, modality: Modality) -> None:
         raise CorruptInputError(
             f"{modality} ids must be in [0, {num_tokens}), found [{tokens.min()}, {tokens.max()}]"
         )
-
-
-_SPECIAL_INDEX = {token: index for index, token in enumerate(SPECIAL_TOKENS)}

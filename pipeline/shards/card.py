@@ -102,6 +102,7 @@ class DatasetCard:
     def to_json(self) -> dict[str, Any]:
         """Content of `dataset.json`."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        content["vocabulary"] = self.vocabulary.sizes_to_json()
         return content | {"sha256": sha256_json(content)}
 
     @classmethod

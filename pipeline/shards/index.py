@@ -6,7 +6,7 @@ Its footer says what the shard was made from, so that a finished shard is recogn
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -71,7 +71,7 @@ class ShardFooter:
             "task_sha256": self.task_sha256,
             "num_in": self.num_in,
             "audio_seconds": self.audio_seconds,
-            "vocabulary": asdict(self.vocabulary),
+            "vocabulary": self.vocabulary.sizes_to_json(),
             "ledger": [entry.to_json() for entry in self.ledger],
         }
 
@@ -96,16 +96,16 @@ class ShardFooter:
             raise ShardCorruptError(f"footer of the index cannot be read: {error!r}") from error
 
 
-def parse_sizes(content: Mapping[str, Any]) -> Vocabulary:
+def parse_sizes(content: object) -> Vocabulary:
     """Vocabulary from its sizes alone: a data set does not depend on the special tokens of a version.
 
     Raises:
         ShardCorruptError: A size is missing, unknown or no count.
     """
-    names = [field.name for field in fields(Vocabulary)]
-    if sorted(content) != sorted(names) or not all(type(n) is int and n >= 0 for n in content.values()):
-        raise ShardCorruptError(f"vocabulary: {', '.join(names)} must be counts")
-    return Vocabulary(**content)
+    try:
+        return Vocabulary.sizes_from_json(content)
+    except CorruptInputError as error:
+        raise ShardCorruptError(str(error)) from None
 
 
 def index_row(sample: Sample, spans: Mapping[str, Span]) -> dict[str, object]:

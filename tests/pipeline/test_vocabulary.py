@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlm.pipeline.errors import CorruptInputError
+from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -66,12 +66,31 @@ def test_fingerprint_depends_on_every_size() -> None:
         {"num_speech": -1},
         {"num_text": "400"},
         {"bos_id": None},
-        {"special_tokens": list(SPECIAL_TOKENS)[::-1]},
+        {"special_tokens": list(SPECIAL_TOKENS)[1:]},
+        {"special_tokens": [*SPECIAL_TOKENS, "<en>"]},
+        {"special_tokens": [*SPECIAL_TOKENS, "en"]},
+        {"special_tokens": [*SPECIAL_TOKENS, 7]},
         {"special_tokens": 7},
         {"num_image": True},
+        {"num_video": 4},
     ],
 )
 def test_a_damaged_vocabulary_is_refused(change: dict[str, object]) -> None:
     content = {**Vocabulary(400, 500, 512, 0, 0).to_json(), **change}
-    with pytest.raises(CorruptInputError, match=r"vocabulary\.json"):
+    with pytest.raises(CorruptInputError, match="vocabulary"):
         Vocabulary.from_json(content)
+
+
+@pytest.mark.parametrize("tokens", [SPECIAL_TOKENS[:-1], (*SPECIAL_TOKENS, "<sw>")], ids=["fewer", "more"])
+def test_a_vocabulary_of_another_version_keeps_its_own_special_tokens(tokens: tuple[str, ...]) -> None:
+    made = Vocabulary(400, 500, 512, 0, 0, special_tokens=tokens)
+    read = Vocabulary.from_json(made.to_json())
+    assert read == made != Vocabulary(400, 500, 512, 0, 0)
+    assert read.special_id(tokens[-1]) == read.speech.start - 1
+    assert read.fingerprint == made.fingerprint != Vocabulary(400, 500, 512, 0, 0).fingerprint
+
+
+def test_a_token_that_a_vocabulary_lacks_is_named() -> None:
+    older = Vocabulary(400, 500, 512, 0, 0, special_tokens=SPECIAL_TOKENS[:-1])
+    with pytest.raises(ConfigError, match=r"no token <zh>; its special tokens are <speech> .* <vi>"):
+        older.special_id("<zh>")

@@ -3,13 +3,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dmlm.pipeline.errors import CheckpointError, ConfigError, FingerprintMismatchError, StorageError
-from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.vocabulary import Vocabulary
+from dmlm.pipeline.samples import Modality, Sample
+from dmlm.pipeline.vocabulary import SPECIAL_TOKENS, Vocabulary
 from dmlm.trainer import checkpoint as checkpoint_module
 from dmlm.trainer.checkpoint import (
     TrainerState,
@@ -22,6 +23,9 @@ from dmlm.trainer.checkpoint import (
 )
 from dmlm.trainer.config import ModelConfig, OptimizerConfig, ValidationConfig, load_recipe
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
+from dmlm.trainer.decoding import DecodingConfig
+from dmlm.trainer.decoding.generation import generate
+from dmlm.trainer.export import export_checkpoint
 from dmlm.trainer.models.model import build_model
 from dmlm.trainer.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from dmlm.trainer.settings import RunSettings, check_same_run, read_settings
@@ -94,6 +98,23 @@ def test_stock_transformers_load_model_and_tokenizer_with_our_ids(saved: Path, s
     ours = {name: id_ for name, id_ in tokenizer.get_vocab().items() if id_ >= vocabulary.num_text}
     assert ours == expected
     assert len(tokenizer) == vocabulary.num_used
+
+
+@pytest.mark.parametrize("tokens", [SPECIAL_TOKENS[:-2], (*SPECIAL_TOKENS, "<sw>")], ids=["fewer", "more"])
+def test_a_checkpoint_with_special_tokens_of_another_version_is_used_as_before(
+    data: TrainingData, settings: RunSettings, tmp_path: Path, tokens: tuple[str, ...]
+) -> None:
+    vocabulary = replace(data.vocabulary, special_tokens=tokens)
+    saver = Saver(replace(data, vocabulary=vocabulary), replace(settings, vocabulary=vocabulary))
+    checkpoint = export_checkpoint(saver.save(tmp_path / "run", 5), tmp_path / "exported")
+    assert checkpoint.vocabulary == vocabulary
+    spoken = Sample(
+        key="k", source="s", split="test", language="en", speech_tokens=np.arange(4, dtype=np.int32)
+    )
+    [said] = generate(checkpoint, "asr", [spoken], DecodingConfig(max_new_tokens=3))
+    assert set(said.tokens.tolist()) <= set(range(vocabulary.num_text))
+    with pytest.raises(FingerprintMismatchError, match="vocabulary"):
+        check_same_run(checkpoint.path, checkpoint.settings, settings)
 
 
 def test_the_tokenizer_reads_and_writes_whole_sequences(saved: Path, saver: Saver) -> None:

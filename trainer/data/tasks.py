@@ -20,7 +20,7 @@ import numpy.typing as npt
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality, Sample, TokenArray
 from dmlm.pipeline.shards.format import MODALITY_OF, TokenMember
-from dmlm.pipeline.vocabulary import LANGUAGES, Vocabulary
+from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import SequenceConfig
 
 if TYPE_CHECKING:
@@ -109,8 +109,6 @@ def make_template(
         ConfigError: The language has no token.
     """
     known = _language_of_text(task, language, translation_language)
-    if known is not None and known not in LANGUAGES:
-        raise ConfigError(f"language {known!r} has no token; known are {', '.join(LANGUAGES)}")
 
     def opening(member: TokenMember) -> list[int]:
         if MODALITY_OF[member] is not Modality.TEXT:

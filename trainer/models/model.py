@@ -10,7 +10,7 @@ import torch
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.storage import as_os_errors
-from dmlm.pipeline.vocabulary import SPECIAL_TOKENS, Vocabulary
+from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import ModelConfig
 from dmlm.trainer.models.architectures import new_model
 from dmlm.trainer.models.gguf import is_gguf, load_gguf_model
@@ -122,7 +122,7 @@ def _extend_tokenizer(text_dir: Path, vocabulary: Vocabulary) -> Any:
     names, known = vocabulary.added_tokens(), tokenizer.get_vocab()
     # Units are no special tokens, so that decoding with `skip_special_tokens` keeps what the model said.
     tokenizer.add_tokens(
-        [AddedToken(name, normalized=False, special=name in SPECIAL_TOKENS) for name in names]
+        [AddedToken(name, normalized=False, special=name in vocabulary.special_tokens) for name in names]
     )
     if tokenizer.convert_tokens_to_ids(names) != list(range(vocabulary.num_text, vocabulary.num_used)):
         taken = next((name for name in names if name in known), names[0])

@@ -115,7 +115,7 @@ def test_a_text_of_unknown_language_has_no_language_token(build_sequence: BuildS
 
 def test_a_language_without_a_token_is_refused_by_name() -> None:
     sample = Sample(key="k", source="s", split="train", language="tlh", text_tokens=ids(4))
-    with pytest.raises(ConfigError, match=r"sample k: language 'tlh' has no token"):
+    with pytest.raises(ConfigError, match=r"sample k: this vocabulary has no token <tlh>"):
         build_prompt(TASKS["text"], sample, VOCABULARY, PLAIN)
 
 
