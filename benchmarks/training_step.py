@@ -23,13 +23,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_trainer import LEARNING_RATE, run_trainer
 from rows import SGEMM_OPERATIONS, Row, make_sgemm, peak_bytes, time_sides
 from token_lengths import draw_coco, draw_covost, draw_librispeech
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -41,7 +41,6 @@ from dmlm.trainer.distributed import ALONE
 from dmlm.trainer.loss import count_loss_tokens, sum_by_task, token_weights
 from dmlm.trainer.step import TrainStep
 
-LEARNING_RATE = 1e-2
 NUM_FIXED = 4
 """BOS, EOS, and a token in front of source and target."""
 SIDES = {"dmlm": "", "longest": "padding to longest", "max": "padding to max", "flattened": "without padding"}
@@ -107,7 +106,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     steps, model = draw_steps(options), build_model(options)
     before = peak_bytes()
-    run = _run_dmlm if options.side == "dmlm" else _run_trainer
+    run = _run_dmlm if options.side == "dmlm" else run_trainer
     ends, losses = run(model, steps, options)
     return {
         "seconds": (ends[-1] - ends[0]) / (len(ends) - 1),
@@ -174,73 +173,6 @@ def _run_dmlm(
         losses.append(take_step(number, [batch], lambda: False).loss)
         ends.append(time.perf_counter())
     return ends, losses
-
-
-def _run_trainer(
-    model: PreTrainedModel, steps: Sequence[Sequence[TaskSequence]], options: argparse.Namespace
-) -> tuple[list[float], list[float]]:
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **_: Any) -> None:
-            ends.append(time.perf_counter())
-
-    with TemporaryDirectory() as directory:
-        settings = TrainingArguments(
-            directory,
-            per_device_train_batch_size=options.sequences,
-            max_steps=len(steps),
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            adam_beta2=0.98,
-            weight_decay=0.01,
-            logging_steps=1,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            train_sampling_strategy="sequential",
-        )
-        trainer = Trainer(
-            model,
-            settings,
-            train_dataset=[_example(sequence) for step in steps for sequence in step],
-            data_collator=_make_collator(options),
-            callbacks=[Clock()],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return ends, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def _example(sequence: TaskSequence) -> dict[str, list[int]]:
-    labels = np.where(sequence.modality_T == GIVEN, -100, sequence.tokens_T)
-    return {"input_ids": sequence.tokens_T.tolist(), "labels": labels.tolist()}
-
-
-def _make_collator(options: argparse.Namespace) -> Callable[[list[dict[str, list[int]]]], Mapping[str, Any]]:
-    from transformers import DataCollatorWithFlattening
-
-    if options.side == "flattened":
-        return DataCollatorWithFlattening()
-
-    def pad(examples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        lengths = [len(example["input_ids"]) for example in examples]
-        width = options.max_length if options.side == "max" else max(lengths)
-
-        def column(rows: list[list[int]], filler: int) -> torch.Tensor:
-            return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
-
-        return {
-            "input_ids": column([example["input_ids"] for example in examples], 0),
-            "labels": column([example["labels"] for example in examples], -100),
-            "attention_mask": column([[1] * length for length in lengths], 0),
-        }
-
-    return pad
 
 
 def _report(runs: Mapping[str, Sequence[Side]], options: argparse.Namespace) -> None:
