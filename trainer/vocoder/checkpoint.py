@@ -11,7 +11,7 @@ import torch
 import dmlm
 from dmlm.pipeline.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from dmlm.pipeline.storage import atomic_writer, sha256_file, write_json
-from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.tokenizers import Fingerprint, first_difference
 from dmlm.trainer.strict_config import build_strictly
 from dmlm.trainer.vocoder.config import VocoderRecipe
 from dmlm.trainer.vocoder.model import UnitVoice
@@ -33,7 +33,7 @@ class Vocoder:
 
 
 def prepare_folder(directory: Path) -> None:
-    """Makes the folder, and withdraws an older vocoder in it.
+    """Makes the folder; an older vocoder in it stays until another is saved.
 
     Raises:
         ConfigError: It is a file, or a folder that holds something else.
@@ -41,9 +41,9 @@ def prepare_folder(directory: Path) -> None:
     if directory.is_file():
         raise ConfigError(f"{directory} is a file; --out must be a folder")
     directory.mkdir(parents=True, exist_ok=True)
-    if others := sorted({path.name for path in directory.iterdir()} - {CARD, WEIGHTS}):
+    ours = {CARD, WEIGHTS, f"{CARD}.tmp", f"{WEIGHTS}.tmp"}  # the latter of a save that was killed
+    if others := sorted({path.name for path in directory.iterdir()} - ours):
         raise ConfigError(f"{directory} holds {others[0]}, which is no vocoder's; give another --out")
-    (directory / CARD).unlink(missing_ok=True)
 
 
 def is_vocoder(directory: Path) -> bool:
@@ -52,12 +52,14 @@ def is_vocoder(directory: Path) -> bool:
 
 
 def save_vocoder(directory: Path, vocoder: Vocoder) -> None:
-    """Writes the folder, the card last."""
+    """Writes the folder, the card last; an older vocoder goes when the new weights are ready."""
     from safetensors.torch import save
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in vocoder.voice.state_dict().items()}
     with atomic_writer(directory / WEIGHTS) as file:
         file.write(save(state))
+        file.flush()
+        (directory / CARD).unlink(missing_ok=True)
     content = {
         "format_version": FORMAT_VERSION,
         "fingerprint": dict(vocoder.fingerprint),
@@ -100,9 +102,7 @@ def load_vocoder(directory: Path) -> Vocoder:
 
 def check_units(directory: Path, theirs: Fingerprint, ours: Fingerprint) -> None:
     """Raises FingerprintMismatchError, naming both sides, unless a vocoder speaks these units."""
-    differing = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
-    if differing:
-        name = differing[0]
+    if name := first_difference(theirs, ours):
         raise FingerprintMismatchError(
             f"{directory} speaks other units: {name} is {theirs.get(name)} there and {ours.get(name)} in "
             "the model; run `dmlm-cli train-vocoder` on the shards that the model was trained on"

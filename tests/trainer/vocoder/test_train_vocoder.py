@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from dmlm.pipeline.shards import write_shard
 from dmlm.pipeline.tokenization.output_folder import publish
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.vocabulary import Vocabulary
-from dmlm.trainer.vocoder import waveforms
+from dmlm.trainer.vocoder import checkpoint, waveforms
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
 from dmlm.trainer.vocoder.mel import mel_bands
 from dmlm.trainer.vocoder.model import VoiceShape
@@ -44,9 +46,32 @@ def make_units(number: int) -> np.ndarray:
     return np.repeat(order, [LASTS[unit] for unit in order]).astype(np.int32)
 
 
+def make_sample(number: int, units: np.ndarray, split: str = "train-tones") -> Sample:
+    return Sample(key=f"1-10-{number:04d}", source="librispeech", split=split, speech_tokens=units)
+
+
+def path_of(root: Path, sample: Sample) -> Path:
+    return root / "LibriSpeech" / sample.split / "1" / "10" / f"{sample.key}.flac"
+
+
 def write_recording(path: Path, units: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     phase = np.cumsum(np.repeat([TONES_HZ[unit] for unit in units], RATE_HZ // 50)) / RATE_HZ
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * phase), RATE_HZ)
+
+
+def publish_samples(
+    directory: Path, samples: Sequence[Sample], fingerprint: Fingerprint = FINGERPRINT, **settings: Any
+) -> Path:
+    vocabulary = Vocabulary(num_text=256, num_speech=4, num_image=0, bos_id=0, eos_id=0)
+    shard = write_shard(directory, "x-000000", samples, vocabulary, task_sha256="task", num_in=len(samples))
+    recipe = {
+        "fingerprints": {Modality.SPEECH: fingerprint, Modality.TEXT: {}},
+        "text_rule": "lower",
+        "settings": {"source": "librispeech", "splits": ["test-tones", "train-tones"], **settings},
+    }
+    publish(directory, "tones", [shard], recipe, vocabulary, "none")
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +80,10 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tones")
     samples = []
     for number, split in enumerate(["train-tones"] * 8 + ["test-tones"] * 2):
-        chapter = root / "LibriSpeech" / split / "1" / "10"
-        chapter.mkdir(parents=True, exist_ok=True)
-        key, units = f"1-10-{number:04d}", make_units(number)
-        write_recording(chapter / f"{key}.flac", units)
-        samples.append(Sample(key=key, source="librispeech", split=split, speech_tokens=units))
-    vocabulary = Vocabulary(num_text=256, num_speech=4, num_image=0, bos_id=0, eos_id=0)
-    shard = write_shard(
-        root / "shards", "x-000000", samples, vocabulary, task_sha256="task", num_in=len(samples)
-    )
-    recipe = {
-        "fingerprints": {Modality.SPEECH: FINGERPRINT, Modality.TEXT: {}},
-        "text_rule": "lower",
-        "settings": {"source": "librispeech", "splits": ["test-tones", "train-tones"]},
-    }
-    publish(root / "shards", "tones", [shard], recipe, vocabulary, "none")
+        sample = make_sample(number, make_units(number), split)
+        write_recording(path_of(root, sample), make_units(number))
+        samples.append(sample)
+    publish_samples(root / "shards", samples)
     return root
 
 
@@ -205,3 +219,33 @@ def test_rows_are_drawn_up_to_the_seconds_asked_for(tones: Path) -> None:
     assert len(draw_rows([shards], ["*"], 0.01, seed=0)[shards]) == 1
     with pytest.raises(ConfigError, match="no speech in splits nowhere"):
         draw_rows([shards], ["nowhere"], 10, seed=0)
+
+
+def test_a_run_that_fails_leaves_the_vocoder_that_was_there(
+    report: VocoderReport, config: TrainVocoderConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(config.out_dir, tmp_path / "voice")
+    with pytest.raises(ConfigError, match="no folder"):
+        train_vocoder(replace(config, root=tmp_path / "nowhere", out_dir=tmp_path / "voice"))
+    open_vocoder(tmp_path / "voice", FINGERPRINT, "cpu")
+
+
+def test_a_vocoder_that_is_half_saved_is_none(
+    report: VocoderReport, config: TrainVocoderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(config.out_dir, tmp_path / "voice")
+
+    def killed(path: Path, content: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_vocoder(tmp_path / "voice", checkpoint.load_vocoder(config.out_dir))
+    assert not checkpoint.is_vocoder(tmp_path / "voice")
+
+
+def test_what_a_killed_save_left_is_written_over(config: TrainVocoderConfig, tmp_path: Path) -> None:
+    for name in ("vocoder.safetensors.tmp", "vocoder.json.tmp"):
+        (tmp_path / name).write_text("half")
+    train_vocoder(replace(config, recipe=replace(RECIPE, num_steps=1), out_dir=tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vocoder.json", "vocoder.safetensors"]
