@@ -11,9 +11,9 @@ from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Modality, TokenArray, Utterance
 from dmlm.pipeline.shards import ShardReader, load_dataset_card, open_shard
-from dmlm.pipeline.sources import open_source
+from dmlm.pipeline.sources import open_source, units
 from dmlm.pipeline.sources.interface import read_options
-from dmlm.pipeline.tokenizers import UNITS_PER_SECOND, Fingerprint
+from dmlm.pipeline.tokenizers import UNITS_PER_SECOND, Fingerprint, first_difference
 from dmlm.trainer.config import matches
 
 MAX_DIFFERENCE_SECONDS: Final = 0.05
@@ -37,18 +37,18 @@ def common_fingerprint(shard_dirs: Sequence[Path]) -> tuple[Fingerprint, int]:
         ShardCorruptError: A data set is not finished or damaged.
     """
     cards = {directory: load_dataset_card(directory) for directory in shard_dirs}
-    marks = {directory: card.fingerprints.get(Modality.SPEECH) for directory, card in cards.items()}
-    if not marks:
+    if not cards:
         raise ConfigError("no shards: give --shards DIR")
-    first, fingerprint = next(iter(marks.items()))
-    for directory, mark in marks.items():
-        if mark is None:
-            raise ConfigError(f"{directory}: holds no speech")
-        if mark != fingerprint:
+    if silent := [place for place, card in cards.items() if Modality.SPEECH not in card.fingerprints]:
+        raise ConfigError(f"{silent[0]}: holds no speech")
+    marks = {directory: card.fingerprints[Modality.SPEECH] for directory, card in cards.items()}
+    (first, fingerprint), *others = marks.items()
+    for directory, mark in others:
+        if name := first_difference(fingerprint, mark):
             raise FingerprintMismatchError(
-                f"speech tokens of {directory} and {first} differ; use one codebook"
+                f"speech tokens differ: {name} is {fingerprint.get(name)} in {first} and {mark.get(name)} in "
+                f"{directory}; run `dmlm-cli tokenize` on both with one --codebook"
             )
-    assert fingerprint is not None, "every mark was looked at"
     return fingerprint, max(card.vocabulary.num_speech for card in cards.values())
 
 
@@ -84,14 +84,14 @@ def find_utterances(shard_dirs: Sequence[Path], root: Path, keys: Sequence[str])
     """Utterance of each key, from the corpora that the data sets were made of.
 
     Raises:
-        ConfigError: A corpus is not at `root`, or has no such utterance.
+        ConfigError: A corpus is not at `root`, has no such utterance, or is one of units.
     """
-    found = {}
+    found: dict[str, Utterance] = {}
     wanted = set(keys)
     for directory in shard_dirs:
         for utterance in _walk(directory, root):
             if utterance.key in wanted:
-                found[utterance.key] = utterance
+                found.setdefault(utterance.key, utterance)  # `tokenize` refuses a second
     if missing := sorted(wanted - found.keys()):
         raise ConfigError(
             f"{root}: {len(missing)} of {len(wanted)} recordings are not there, such as {missing[0]}; "
@@ -131,7 +131,12 @@ def _find_speech(directory: Path, splits: Sequence[str]) -> Iterator[_Place]:
 
 def _walk(directory: Path, root: Path) -> Iterator[Utterance]:
     settings = load_dataset_card(directory).settings
+    if settings["source"] == units.NAME:
+        raise ConfigError(
+            f"{directory}: its speech came as units, without recordings that a vocoder could learn from; "
+            "give --shards that `tokenize` made of recordings"
+        )
     source = open_source(settings["source"], root, settings["splits"], read_options(settings))
-    for item in source.iter_items():
+    for item in source.iter_items(settings.get("limit")):
         if isinstance(item, Utterance):
             yield item

@@ -249,3 +249,36 @@ def test_what_a_killed_save_left_is_written_over(config: TrainVocoderConfig, tmp
         (tmp_path / name).write_text("half")
     train_vocoder(replace(config, recipe=replace(RECIPE, num_steps=1), out_dir=tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vocoder.json", "vocoder.safetensors"]
+
+
+def test_of_two_items_with_one_key_the_first_is_the_recording(tones: Path, tmp_path: Path) -> None:
+    first, second = (make_sample(0, make_units(0), split) for split in ("test-tones", "train-tones"))
+    for sample in (first, second):
+        write_recording(path_of(tmp_path, sample), make_units(0))
+    shards = publish_samples(tmp_path / "shards", [first])
+    assert find_utterances([shards], tmp_path, [first.key])[first.key].split == "test-tones"
+
+
+def test_only_what_the_limit_left_counts_as_the_first(tmp_path: Path) -> None:
+    """The item of the first split is behind the limit, so `tokenize` took that of the second."""
+    other = make_sample(0, make_units(0), "test-tones")
+    beyond, taken = (make_sample(1, make_units(1), split) for split in ("test-tones", "train-tones"))
+    for sample in (other, beyond, taken):
+        write_recording(path_of(tmp_path, sample), sample.speech_tokens)
+    shards = publish_samples(tmp_path / "shards", [other, taken], limit=1)
+    assert find_utterances([shards], tmp_path, [taken.key])[taken.key].split == "train-tones"
+
+
+def test_units_without_recordings_are_refused(config: TrainVocoderConfig, tmp_path: Path) -> None:
+    shards = publish_samples(tmp_path / "shards", [make_sample(0, make_units(0))], source="units")
+    with pytest.raises(ConfigError, match="came as units, without recordings"):
+        train_vocoder(replace(config, shards=(shards,), out_dir=tmp_path / "voice"))
+
+
+def test_data_sets_of_other_units_are_refused_naming_both_sides(
+    config: TrainVocoderConfig, tones: Path, tmp_path: Path
+) -> None:
+    samples = [make_sample(0, make_units(0))]
+    other = publish_samples(tmp_path / "other", samples, {**FINGERPRINT, "layer": 2})
+    with pytest.raises(FingerprintMismatchError, match=r"layer is 1 in .*shards and 2 in .*other"):
+        train_vocoder(replace(config, shards=(tones / "shards", other), out_dir=tmp_path / "voice"))
