@@ -15,13 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dmlm.pipeline.audio import load_utterance
 from dmlm.pipeline.devices import open_device
-from dmlm.pipeline.errors import NotFiniteError
+from dmlm.pipeline.errors import ConfigError, NotFiniteError
 from dmlm.pipeline.progress import Progress, track
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.tokenizers import UNITS_PER_SECOND
 from dmlm.trainer.vocoder.checkpoint import Vocoder, prepare_folder, save_vocoder
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
-from dmlm.trainer.vocoder.mel import SAMPLING_RATE_HZ, log_mel
+from dmlm.trainer.vocoder.mel import PADDING, SAMPLING_RATE_HZ, log_mel
 from dmlm.trainer.vocoder.model import (
     MEL_FRAMES_PER_UNIT,
     UnitVoice,
@@ -79,7 +79,8 @@ def train_vocoder(config: TrainVocoderConfig) -> VocoderReport:
     """Learns to speak the units of the data sets, and writes `config.out_dir`.
 
     Raises:
-        ConfigError: There is no speech, no corpus at the root, or something else at `out_dir`.
+        ConfigError: There is no speech or none with recordings long enough, no corpus at the root, or
+            something else at `out_dir`.
         FingerprintMismatchError: The data sets differ in their units, or the root holds other audio.
         AudioError: A recording cannot be read.
         NotFiniteError: Training diverged.
@@ -89,6 +90,8 @@ def train_vocoder(config: TrainVocoderConfig) -> VocoderReport:
     prepare_folder(config.out_dir)
     start = time.monotonic()
     examples = list(read_examples(config))
+    if not examples:
+        raise ConfigError("every recording drawn is too short to learn from: all are 17 ms or less")
     middle = time.monotonic()
     torch.manual_seed(int(generator_for(config.seed, "vocoder", "weights").integers(2**31)))
     voice = UnitVoice(num_units, recipe.shape).to(device)
@@ -109,7 +112,10 @@ def train_vocoder(config: TrainVocoderConfig) -> VocoderReport:
 
 
 def read_examples(config: TrainVocoderConfig) -> Iterator[Example]:
-    """Yields units and spectrogram of utterances drawn from the training splits."""
+    """Yields units and spectrogram of utterances drawn from the training splits.
+
+    Recordings of up to 17 ms are left out: they are too short for a spectrogram.
+    """
     recipe = config.recipe
     drawn = draw_rows(config.shards, recipe.splits, recipe.max_audio_seconds, config.seed)
     rows = [(directory, row) for directory, group in drawn.items() for row in group]
@@ -120,8 +126,9 @@ def read_examples(config: TrainVocoderConfig) -> Iterator[Example]:
     for directory, row in track(rows, "read", total=len(rows), unit="utterances"):
         waveform = load_utterance(utterances[directory][row.key], SAMPLING_RATE_HZ)
         check_length(row, len(waveform), SAMPLING_RATE_HZ)
-        mel_TM = log_mel(torch.from_numpy(waveform))[: count_mel_frames(len(row.units))]
-        yield Example(torch.from_numpy(row.units.astype(np.int64)), mel_TM)
+        if len(waveform) > PADDING:
+            mel_TM = log_mel(torch.from_numpy(waveform))[: count_mel_frames(len(row.units))]
+            yield Example(torch.from_numpy(row.units.astype(np.int64)), mel_TM)
 
 
 def draw_batch(examples: Sequence[Example], recipe: VocoderRecipe, rng: np.random.Generator) -> Batch:
@@ -161,8 +168,10 @@ def _fit(
     optimizer = torch.optim.AdamW(
         voice.parameters(), recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
+    # It needs a tenth of its steps to be more than one; a shorter run ends before it does.
+    num_scheduled = max(11, recipe.num_steps)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.num_steps, pct_start=0.1, cycle_momentum=False
+        optimizer, recipe.learning_rate, total_steps=num_scheduled, pct_start=0.1, cycle_momentum=False
     )
     rng = generator_for(seed, "vocoder", "batches")
     progress, history = Progress("train", recipe.num_steps, "steps"), []

@@ -269,6 +269,28 @@ def test_only_what_the_limit_left_counts_as_the_first(tmp_path: Path) -> None:
     assert find_utterances([shards], tmp_path, [taken.key])[taken.key].split == "train-tones"
 
 
+@pytest.mark.parametrize("num_steps", [1, 9, 10, 11, 20])
+def test_any_number_of_steps_trains(config: TrainVocoderConfig, tmp_path: Path, num_steps: int) -> None:
+    report = train_vocoder(replace(config, recipe=replace(RECIPE, num_steps=num_steps), out_dir=tmp_path))
+    assert report.num_steps == num_steps
+
+
+def test_recordings_too_short_for_a_spectrogram_are_left_out(
+    config: TrainVocoderConfig, tmp_path: Path
+) -> None:
+    units = make_units(1)
+    short, long = make_sample(0, units[:1]), make_sample(1, units)
+    write_recording(path_of(tmp_path, long), units)
+    soundfile.write(path_of(tmp_path, short), np.zeros(200), RATE_HZ)
+    recipe = replace(RECIPE, num_steps=1)
+    both = publish_samples(tmp_path / "both", [short, long], splits=["train-tones"])
+    run = replace(config, shards=(both,), root=tmp_path, recipe=recipe, out_dir=tmp_path / "voice")
+    assert train_vocoder(run).num_utterances == 1
+    none = publish_samples(tmp_path / "none", [short], splits=["train-tones"])
+    with pytest.raises(ConfigError, match="17 ms"):
+        train_vocoder(replace(run, shards=(none,)))
+
+
 def test_units_without_recordings_are_refused(config: TrainVocoderConfig, tmp_path: Path) -> None:
     shards = publish_samples(tmp_path / "shards", [make_sample(0, make_units(0))], source="units")
     with pytest.raises(ConfigError, match="came as units, without recordings"):
