@@ -114,7 +114,7 @@ def _empty_vocoder(content: Mapping[str, Any]) -> Vocoder:
     return Vocoder(
         voice=UnitVoice(content["num_units"], recipe.shape),
         num_units=content["num_units"],
-        fingerprint=content["fingerprint"],
+        fingerprint=dict(content["fingerprint"]),
         recipe=recipe,
         seed=content["seed"],
     )

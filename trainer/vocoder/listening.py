@@ -21,6 +21,8 @@ from dmlm.pipeline.samples import TokenArray, Utterance, Waveform
 from dmlm.trainer.vocoder.synthesis import UnitVocoder
 
 WINDOW_SAMPLES: Final = 30 * SAMPLING_RATE_HZ
+SHORTEST_SAMPLES: Final = SAMPLING_RATE_HZ // 10
+"""In less than 0.1 s nothing is said, but Whisper makes words up, such as in what is left after 30 s."""
 BATCH_SIZE: Final = 8
 ENGLISH: Final = "en"
 
@@ -56,7 +58,7 @@ class Listener:
         languages: Sequence[str | None],
         rate_hz: int = SAMPLING_RATE_HZ,
     ) -> list[str]:
-        """What is said in each waveform; nothing in an empty one.
+        """What is said in each waveform; nothing in an empty one or one of less than 0.1 s.
 
         Raises:
             ConfigError: A language that this Whisper does not know.
@@ -67,7 +69,7 @@ class Listener:
         windows = [
             (number, waveform[start : start + WINDOW_SAMPLES])
             for number, waveform in enumerate(resampled)
-            for start in range(0, len(waveform), WINDOW_SAMPLES)
+            for start in range(0, len(waveform) - SHORTEST_SAMPLES + 1, WINDOW_SAMPLES)
         ]
         by_language: dict[str, list[tuple[int, Waveform]]] = {}
         for number, window in windows:

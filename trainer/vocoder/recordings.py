@@ -130,7 +130,10 @@ def _find_speech(directory: Path, splits: Sequence[str]) -> Iterator[_Place]:
 
 
 def _walk(directory: Path, root: Path) -> Iterator[Utterance]:
-    settings = load_dataset_card(directory).settings
+    card = load_dataset_card(directory)
+    if Modality.SPEECH not in card.fingerprints:
+        return
+    settings = card.settings
     if settings["source"] == units.NAME:
         raise ConfigError(
             f"{directory}: its speech came as units, without recordings that a vocoder could learn from; "

@@ -51,11 +51,13 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
     """Says each text in a file `OUT/0001.wav`, `OUT/0002.wav`, …, in the order given.
 
     Raises:
-        ConfigError: There is no checkpoint or vocoder, a text is empty, or the model was not trained to
-            speak, or not in the language.
+        ConfigError: There is no checkpoint or vocoder, `out_dir` is a file, a text is empty, or the model was
+            not trained to speak, or not in the language.
         FingerprintMismatchError: The vocoder speaks other units than the model's.
         CorruptInputError: Checkpoint or vocoder is damaged.
     """
+    if config.out_dir.is_file():
+        raise ConfigError(f"{config.out_dir} is a file; --out must be a folder")
     checkpoint = load_checkpoint(resolve_checkpoint(config.checkpoint), str(open_device(config.device)))
     fingerprint = checkpoint.settings.fingerprints.get(Modality.SPEECH)
     if fingerprint is None:

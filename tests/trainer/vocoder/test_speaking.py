@@ -67,6 +67,8 @@ def test_whisper_hears_all_of_a_long_recording_and_nothing_in_an_empty_one(
     texts = listener.hear([long, waveform[:0]], ["en", "en"])
     assert texts[0].lower().count("green") == 2
     assert texts[1] == ""
+    padded = [np.pad(waveform, (0, length - len(waveform))) for length in (480_000, 480_001)]
+    assert len(set(listener.hear(padded, ["en", "en"]))) == 1
     with pytest.raises(ConfigError, match="English only"):
         listener.hear([waveform], ["it"])
 
@@ -145,6 +147,8 @@ def test_speak_writes_a_wav_file_for_each_text(
     assert "s of speech in" in shown.err
     assert run(["speak", *arguments, "--out", str(tmp_path), "   "]) == 2
     assert "nothing to say" in capsys.readouterr().err
+    assert run(["speak", *arguments, "--out", str(path), "a"]) == 2
+    assert "is a file; --out must be a folder" in capsys.readouterr().err
 
 
 def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings(

@@ -61,12 +61,12 @@ def write_recording(path: Path, units: np.ndarray) -> None:
 
 
 def publish_samples(
-    directory: Path, samples: Sequence[Sample], fingerprint: Fingerprint = FINGERPRINT, **settings: Any
+    directory: Path, samples: Sequence[Sample], fingerprint: Fingerprint | None = FINGERPRINT, **settings: Any
 ) -> Path:
     vocabulary = Vocabulary(num_text=256, num_speech=4, num_image=0, bos_id=0, eos_id=0)
     shard = write_shard(directory, "x-000000", samples, vocabulary, task_sha256="task", num_in=len(samples))
     recipe = {
-        "fingerprints": {Modality.SPEECH: fingerprint, Modality.TEXT: {}},
+        "fingerprints": ({Modality.SPEECH: fingerprint} if fingerprint else {}) | {Modality.TEXT: {}},
         "text_rule": "lower",
         "settings": {"source": "librispeech", "splits": ["test-tones", "train-tones"], **settings},
     }
@@ -182,14 +182,17 @@ def test_a_damaged_vocoder_is_refused(
         open_vocoder(tmp_path, FINGERPRINT, "cpu")
     shutil.copytree(config.out_dir, tmp_path / "voice")
     weights = tmp_path / "voice" / "vocoder.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-5] ^= 1
-    weights.write_bytes(content)
+    damaged = bytearray(weights.read_bytes())
+    damaged[-5] ^= 1
+    weights.write_bytes(damaged)
     with pytest.raises(CheckpointError, match="changed or damaged"):
         open_vocoder(tmp_path / "voice", FINGERPRINT, "cpu")
-    (tmp_path / "voice" / "vocoder.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        open_vocoder(tmp_path / "voice", FINGERPRINT, "cpu")
+    card = json.loads((config.out_dir / "vocoder.json").read_text())
+    weights.write_bytes((config.out_dir / "vocoder.safetensors").read_bytes())
+    for content in ({}, card | {"fingerprint": None}):
+        (tmp_path / "voice" / "vocoder.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            open_vocoder(tmp_path / "voice", FINGERPRINT, "cpu")
 
 
 def test_a_root_with_other_recordings_is_refused(
@@ -304,3 +307,10 @@ def test_data_sets_of_other_units_are_refused_naming_both_sides(
     other = publish_samples(tmp_path / "other", samples, {**FINGERPRINT, "layer": 2})
     with pytest.raises(FingerprintMismatchError, match=r"layer is 1 in .*shards and 2 in .*other"):
         train_vocoder(replace(config, shards=(tones / "shards", other), out_dir=tmp_path / "voice"))
+
+
+def test_the_corpora_of_data_sets_without_speech_need_not_be_there(tones: Path, tmp_path: Path) -> None:
+    texts = [Sample(key="1", source="text", split="mine", text_tokens=make_units(0))]
+    shards = publish_samples(tmp_path / "texts", texts, None, source="text", splits=["mine"])
+    found = find_utterances([shards, tones / "shards"], tones, ["1-10-0000"])
+    assert found["1-10-0000"].split == "train-tones"
