@@ -148,7 +148,7 @@ def _open_dataset(directory: Path, card: DatasetCard, limit: int | None) -> _Ope
         shard = open_shard(directory, record.name, COLUMNS)
         index = shard.index.select(COLUMNS).replace_schema_metadata(None)
         if limit is not None:
-            within_limit_N = _first_of_each_split(index, limit, num_seen)
+            within_limit_N = first_of_each_split(index, limit, num_seen)
             index = index.slice(0, int(np.flatnonzero(within_limit_N).max(initial=-1)) + 1)
             opened.masks.append(within_limit_N[: len(index)])
         if len(index):
@@ -158,10 +158,16 @@ def _open_dataset(directory: Path, card: DatasetCard, limit: int | None) -> _Ope
     return opened
 
 
-def _first_of_each_split(
+def first_of_each_split(
     index: pa.Table, limit: int, num_seen: Counter[tuple[str, str]]
 ) -> npt.NDArray[np.bool_]:
-    """Whether each sample is among the first of its source and split; `num_seen` counts over the shards."""
+    """Whether each sample is among the first of its source and split.
+
+    Args:
+        index: Of one shard: `source` and `split` of its samples.
+        limit: Samples of each source and split that are wanted.
+        num_seen: Counts over the shards of a data set.
+    """
     is_kept = []
     for source_and_split in zip(index["source"].to_pylist(), index["split"].to_pylist(), strict=True):
         num_seen[source_and_split] += 1

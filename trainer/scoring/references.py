@@ -3,7 +3,7 @@
 import logging
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -21,6 +21,7 @@ from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.tokenizers import first_difference
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.config import Recipe, matches
+from dmlm.trainer.data.dataset import first_of_each_split
 from dmlm.trainer.data.tasks import TASKS
 
 SCORED_TASKS: Final = ("asr", "s2tt", "i2t", "t2s")
@@ -178,24 +179,35 @@ def read_training_texts(shards: Sequence[ScoredShard], checkpoint: Checkpoint) -
             "the training began with %s: what that was trained on is not searched for the references",
             recipe.model.init,
         )
-    trains_on = cache(recipe.trains_on)
     hashes: set[str] = set()
     words: set[str] = set()
-    columns = [name for member in _TEXT_MEMBERS for name in (member, _hash_column(member))]
-    for shard in shards:
-        for row in shard.reader.index.select(["source", "split", *columns]).to_pylist():
-            if not trains_on(row["source"], row["split"]):
-                continue
-            for member in _TEXT_MEMBERS:
-                if row[member]:
-                    hashes.add(row[_hash_column(member)])
-                    words.update(words_of(row[member]))
+    for row in _find_trained(shards, recipe, checkpoint.settings.limit):
+        for member in _TEXT_MEMBERS:
+            if row[member]:
+                hashes.add(row[_hash_column(member)])
+                words.update(words_of(row[member]))
     return TrainingTexts(hashes=hashes, words=words, is_complete=not missing)
 
 
 def words_of(text: str) -> list[str]:
     """Words in lower case without punctuation."""
     return re.findall(r"[\w']+", text.lower())
+
+
+def _find_trained(
+    shards: Sequence[ScoredShard], recipe: Recipe, limit: int | None
+) -> Iterator[Mapping[str, Any]]:
+    """Yields texts of the samples that a run trained on, with their hashes; `limit` is that of the run."""
+    columns = [name for member in _TEXT_MEMBERS for name in (member, _hash_column(member))]
+    trains_on = cache(recipe.trains_on)
+    num_seen: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for shard in shards:
+        index = shard.reader.index.select(["source", "split", *columns])
+        if limit is not None:
+            index = index.filter(first_of_each_split(index, limit, num_seen[shard.dataset_sha256]))
+        for row in index.to_pylist():
+            if trains_on(row["source"], row["split"]):
+                yield row
 
 
 def _counts(task: str) -> list[str]:
