@@ -1,7 +1,7 @@
 """What `evaluate` found: for people, and for FILE and FILE.samples.jsonl."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -88,7 +88,7 @@ class EvaluationReport:
     """Samples whose text is not in the training data, and those whose words all are; each where it is some
     of the samples."""
     groups: Mapping[str, Scores]
-    """By `source/split`."""
+    """By `source/split`, and by language where one has several."""
     controls: Mapping[str, Scores] = field(default_factory=dict)
     """Of speech: what is heard in the resynthesis of the true units, and in the recordings."""
     speed: Speed
@@ -118,8 +118,15 @@ class EvaluationReport:
             "neighbour's source": self.neighbour,
             **self.controls,
         }
-        signatures = [f"{TITLES[name]}: {text}" for name, text in self.metrics.signatures.items()]
-        return "\n".join([f"{self.task}: {self._headline()}", score_table(rows), *signatures])
+        return "\n".join([f"{self.task}: {self._headline()}", score_table(rows), *self._signatures()])
+
+    def _signatures(self) -> Iterator[str]:
+        """Yields how the scores were made; of one that all have not together, how those of groups were."""
+        for name in dict.fromkeys([*self.metrics.signatures, *self.metrics.values]):
+            together = name in self.metrics.signatures
+            scored = [self.metrics] if together else self.groups.values()
+            for text in dict.fromkeys(s.signatures[name] for s in scored if name in s.signatures):
+                yield f"{TITLES[name]}: {text}"
 
     def _headline(self) -> str:
         speed = self.speed
