@@ -135,7 +135,9 @@ def evaluate(
     required=True,
     help="Text file of what is scored: a line for each key, or for each line of the references.",
 )
-@click.option("--language", default="en", show_default=True, help="Language of the texts.")
+@click.option(
+    "--language", default="en", show_default=True, help="Language of the texts, such as de or zh-CN."
+)
 @click.option("--text-rule", default="plain", show_default=True, help="What both sides go through, for asr.")
 @click.option(
     "--out", "out_path", type=click.Path(path_type=Path), help="Writes FILE and FILE.samples.jsonl."
