@@ -103,13 +103,15 @@ def open_training_data(directories: Sequence[Path], limit: int | None = None) ->
         limit: Samples of each source and split of each data set that count, from the first; None: all.
 
     Raises:
-        ConfigError: No folder is given, or one is not there.
+        ConfigError: No folder is given, one is not there, or two hold the same data set.
         FingerprintMismatchError: Two data sets were made with different tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
     """
     if not directories:
         raise ConfigError("no shards: give --shards DIR")
     cards = [load_dataset_card(directory) for directory in directories]
+    identities = tuple(_identity(card) for card in cards)
+    check_distinct(directories, [identity.sha256 for identity in identities])
     owners = _owners(directories, cards)
     datasets = [
         _open_dataset(directory, card, limit) for directory, card in zip(directories, cards, strict=True)
@@ -124,11 +126,20 @@ def open_training_data(directories: Sequence[Path], limit: int | None = None) ->
         within_limit_N=None if limit is None else np.concatenate([m for d in datasets for m in d.masks]),
         vocabulary=_merge_vocabularies([card.vocabulary for card in cards]),
         fingerprints={modality: cards[owner].fingerprints[modality] for modality, owner in owners.items()},
-        identities=tuple(_identity(card) for card in cards),
+        identities=identities,
         codebook_dirs={
             modality: directories[owner] / CODEBOOK_NAME / modality for modality, owner in owners.items()
         },
     )
+
+
+def check_distinct(directories: Sequence[Path], sha256s: Sequence[str]) -> None:
+    """Raises ConfigError where two folders hold the same data set: its samples would count twice."""
+    found: dict[str, Path] = {}
+    for directory, sha256 in zip(directories, sha256s, strict=True):
+        if sha256 in found:
+            raise ConfigError(f"{directory}: the same data set as {found[sha256]}; give it once")
+        found[sha256] = directory
 
 
 @dataclass(frozen=True, slots=True, eq=False)

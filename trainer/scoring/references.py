@@ -21,7 +21,7 @@ from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.tokenizers import first_difference
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.config import Recipe, matches
-from dmlm.trainer.data.dataset import first_of_each_split
+from dmlm.trainer.data.dataset import check_distinct, first_of_each_split
 from dmlm.trainer.data.tasks import TASKS
 
 SCORED_TASKS: Final = ("asr", "s2tt", "i2t", "t2s")
@@ -86,15 +86,17 @@ def open_matching_shards(directories: Sequence[Path], checkpoint: Checkpoint, ta
     """Opens all shards of data sets made with the tokenizers that the checkpoint was trained with.
 
     Raises:
-        ConfigError: A folder is not there, or the checkpoint does not know what the task needs.
+        ConfigError: A folder is not there, two hold the same data set, or the checkpoint does not know what
+            the task needs.
         FingerprintMismatchError: A data set was made with other tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
     """
+    cards = [load_dataset_card(directory) for directory in directories]
+    sha256s = [sha256_json(card.to_json()) for card in cards]
+    check_distinct(directories, sha256s)
     shards = []
-    for directory in directories:
-        card = load_dataset_card(directory)
+    for directory, card, sha256 in zip(directories, cards, sha256s, strict=True):
         _check_fingerprints(checkpoint, directory, card, task)
-        sha256 = sha256_json(card.to_json())
         shards += [
             ScoredShard(
                 reader=open_shard(directory, record.name), text_rule=card.text_rule, dataset_sha256=sha256

@@ -276,6 +276,17 @@ def test_training_splits_of_a_data_set_that_was_not_trained_on_count_as_unknown(
     assert [utterance.is_in_training for utterance in both.utterances] == 2 * [True, False, False]
 
 
+def test_a_data_set_given_twice_is_refused_and_may_be_searched_as_well(
+    config: EvaluateConfig, spoken_run, tmp_path: Path
+) -> None:
+    shutil.copytree(spoken_run.shards, tmp_path / "again")
+    for second in (spoken_run.shards, tmp_path / "again"):
+        with pytest.raises(ConfigError, match=f"{second}: the same data set as {spoken_run.shards}"):
+            evaluate(replace(config, shards=(spoken_run.shards, second)))
+    searched = evaluate(replace(config, train_shards=(spoken_run.shards,)))
+    assert [utterance.is_in_training for utterance in searched.utterances] == [True, False, False]
+
+
 def test_recordings_that_are_not_at_the_root_are_missed_before_anything_is_decoded(
     config: EvaluateConfig, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
