@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dmlm.pipeline.commands import announce_default, device_option, limit_option, resolve_root, split_option
+from dmlm.pipeline.commands import device_option, limit_option, resolve_root, split_option
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder, shards_option
 from dmlm.trainer.generation_commands import checkpoint_option, decoding_options
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     "--out",
     "out_path",
     type=click.Path(path_type=Path),
-    help="[default: RUN/evaluations/CHECKPOINT.TASK.json; CHECKPOINT.TASK.json beside one that is in no run]",
+    help="[default: RUN/evaluations/CHECKPOINT.TASK.json; CHECKPOINT.TASK.json beside one that is in no run; "
+    "only scores made with the same settings are written over there]",
 )
 @limit_option("samples of each split of each data set")
 @device_option()
@@ -86,13 +87,8 @@ def evaluate(
       dmlm-cli evaluate --checkpoint runs/first --shards shards/covost \\
         --task s2tt --beams 4 --length-penalty 0.8
     """
-    from dmlm.trainer.checkpoint import resolve_checkpoint
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
-    from dmlm.trainer.scoring.evaluation_report import default_out_path
 
-    checkpoint = resolve_checkpoint(checkpoint)
-    if out_path is None:
-        announce_default("--out", out_path := default_out_path(checkpoint, task))
     config = EvaluateConfig(
         checkpoint=checkpoint,
         shards=shard_dirs,

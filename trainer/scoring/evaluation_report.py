@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import dmlm
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.trainer.decoding.generation import Speed
 from dmlm.trainer.scoring import Scores, UtteranceScore
@@ -32,6 +33,8 @@ TITLES: Final[Mapping[str, str]] = {
 """Scores by name; error rates are shown in percent."""
 EVALUATIONS_NAME: Final = "evaluations"
 """Folder in a run for the scores of its checkpoints."""
+_FREE_TO_CHANGE: Final = ("device", "batch_size", "train_shards", "train_datasets")
+"""Settings that make no other hypotheses."""
 _RATES: Final = ("wer", "wer_raw", "cer")
 
 
@@ -155,6 +158,23 @@ def default_out_path(checkpoint: Path, task: str) -> Path:
     return folder.parent / (EVALUATIONS_NAME if is_of_a_run else "") / f"{folder.name}.{task}.json"
 
 
+def check_same_settings(out_path: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming one that differs, where other settings made the scores at `out_path`."""
+    if not out_path.exists():
+        return
+    try:
+        theirs = _flatten(json.loads(out_path.read_bytes())["settings"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{out_path}: there already, and no scores: {error!r}; give --out FILE") from error
+    ours = _flatten(settings)
+    for name in {**theirs, **ours}:
+        if name not in _FREE_TO_CHANGE and theirs.get(name) != ours.get(name):
+            raise ConfigError(
+                f"{out_path}: holds scores with {name} {theirs.get(name)!r}, and it is {ours.get(name)!r} "
+                "now; give --out FILE to keep both"
+            )
+
+
 def score_table(rows: Mapping[str, Scores]) -> str:
     """Scores side by side, with the intervals of each."""
     names = list(next(iter(rows.values())).values)
@@ -197,6 +217,11 @@ def package_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
+
+
+def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of decoding among them."""
+    return {**settings, **settings["decoding"], "decoding": None}
 
 
 def _describe_edits(score: UtteranceScore) -> dict[str, Any]:
