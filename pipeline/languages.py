@@ -25,6 +25,12 @@ ISO_639_3: Final[Mapping[str, str]] = dict(zip((
 _SUBTAGS = re.compile(r"[-_]")
 
 
+def short_code(name: str) -> str:
+    """Code in lower case and without a region; of two letters where those are known to stand for it."""
+    primary = _SUBTAGS.split(name)[0].lower()
+    return ISO_639_3.get(primary, primary)
+
+
 @cache
 def language_code(name: str) -> str:
     """Code of two letters for a code of two or three letters, with or without a region, such as `en-US`.
@@ -32,8 +38,7 @@ def language_code(name: str) -> str:
     Raises:
         ConfigError: No token stands for it.
     """
-    primary = _SUBTAGS.split(name)[0].lower()
-    code = ISO_639_3.get(primary, primary)
+    code = short_code(name)
     if code not in LANGUAGES:
         raise ConfigError(f"language {name[:40]!r} has no token; known are {', '.join(LANGUAGES)}")
     return code

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dmlm.pipeline.commands import announce_default, device_option, limit_option, resolve_root, split_option
+from dmlm.pipeline.commands import device_option, limit_option, resolve_root, split_option
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder, shards_option
 from dmlm.trainer.generation_commands import checkpoint_option, decoding_options
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     "--out",
     "out_path",
     type=click.Path(path_type=Path),
-    help="[default: RUN/evaluations/CHECKPOINT.TASK.json; CHECKPOINT.TASK.json beside one that is in no run]",
+    help="[default: RUN/evaluations/CHECKPOINT.TASK.json; CHECKPOINT.TASK.json beside one that is in no run; "
+    "only scores made with the same settings are written over there]",
 )
 @limit_option("samples of each split of each data set")
 @device_option()
@@ -86,13 +87,8 @@ def evaluate(
       dmlm-cli evaluate --checkpoint runs/first --shards shards/covost \\
         --task s2tt --beams 4 --length-penalty 0.8
     """
-    from dmlm.trainer.checkpoint import resolve_checkpoint
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
-    from dmlm.trainer.scoring.evaluation_report import default_out_path
 
-    checkpoint = resolve_checkpoint(checkpoint)
-    if out_path is None:
-        announce_default("--out", out_path := default_out_path(checkpoint, task))
     config = EvaluateConfig(
         checkpoint=checkpoint,
         shards=shard_dirs,
@@ -135,7 +131,9 @@ def evaluate(
     required=True,
     help="Text file of what is scored: a line for each key, or for each line of the references.",
 )
-@click.option("--language", default="en", show_default=True, help="Language of the texts.")
+@click.option(
+    "--language", default="en", show_default=True, help="Language of the texts, such as de or zh-CN."
+)
 @click.option("--text-rule", default="plain", show_default=True, help="What both sides go through, for asr.")
 @click.option(
     "--out", "out_path", type=click.Path(path_type=Path), help="Writes FILE and FILE.samples.jsonl."

@@ -103,13 +103,15 @@ def open_training_data(directories: Sequence[Path], limit: int | None = None) ->
         limit: Samples of each source and split of each data set that count, from the first; None: all.
 
     Raises:
-        ConfigError: No folder is given, or one is not there.
+        ConfigError: No folder is given, one is not there, or two hold the same data set.
         FingerprintMismatchError: Two data sets were made with different tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
     """
     if not directories:
         raise ConfigError("no shards: give --shards DIR")
     cards = [load_dataset_card(directory) for directory in directories]
+    identities = tuple(_identity(card) for card in cards)
+    check_distinct(directories, [identity.sha256 for identity in identities])
     owners = _owners(directories, cards)
     datasets = [
         _open_dataset(directory, card, limit) for directory, card in zip(directories, cards, strict=True)
@@ -124,11 +126,20 @@ def open_training_data(directories: Sequence[Path], limit: int | None = None) ->
         within_limit_N=None if limit is None else np.concatenate([m for d in datasets for m in d.masks]),
         vocabulary=_merge_vocabularies([card.vocabulary for card in cards]),
         fingerprints={modality: cards[owner].fingerprints[modality] for modality, owner in owners.items()},
-        identities=tuple(_identity(card) for card in cards),
+        identities=identities,
         codebook_dirs={
             modality: directories[owner] / CODEBOOK_NAME / modality for modality, owner in owners.items()
         },
     )
+
+
+def check_distinct(directories: Sequence[Path], sha256s: Sequence[str]) -> None:
+    """Raises ConfigError where two folders hold the same data set: its samples would count twice."""
+    found: dict[str, Path] = {}
+    for directory, sha256 in zip(directories, sha256s, strict=True):
+        if sha256 in found:
+            raise ConfigError(f"{directory}: the same data set as {found[sha256]}; give it once")
+        found[sha256] = directory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,7 +159,7 @@ def _open_dataset(directory: Path, card: DatasetCard, limit: int | None) -> _Ope
         shard = open_shard(directory, record.name, COLUMNS)
         index = shard.index.select(COLUMNS).replace_schema_metadata(None)
         if limit is not None:
-            within_limit_N = _first_of_each_split(index, limit, num_seen)
+            within_limit_N = first_of_each_split(index, limit, num_seen)
             index = index.slice(0, int(np.flatnonzero(within_limit_N).max(initial=-1)) + 1)
             opened.masks.append(within_limit_N[: len(index)])
         if len(index):
@@ -158,10 +169,16 @@ def _open_dataset(directory: Path, card: DatasetCard, limit: int | None) -> _Ope
     return opened
 
 
-def _first_of_each_split(
+def first_of_each_split(
     index: pa.Table, limit: int, num_seen: Counter[tuple[str, str]]
 ) -> npt.NDArray[np.bool_]:
-    """Whether each sample is among the first of its source and split; `num_seen` counts over the shards."""
+    """Whether each sample is among the first of its source and split.
+
+    Args:
+        index: Of one shard: `source` and `split` of its samples.
+        limit: Samples of each source and split that are wanted.
+        num_seen: Counts over the shards of a data set.
+    """
     is_kept = []
     for source_and_split in zip(index["source"].to_pylist(), index["split"].to_pylist(), strict=True):
         num_seen[source_and_split] += 1

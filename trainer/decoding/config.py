@@ -24,7 +24,7 @@ class DecodingConfig:
     """Longest output; None: what the task makes plausible."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where a number is out of its range."""
+        """Raises ConfigError where a number is out of its range or would have no effect."""
         if self.num_beams < 1 or self.batch_size < 1:
             raise ConfigError("num_beams and batch_size must be at least 1")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -33,3 +33,7 @@ class DecodingConfig:
             raise ConfigError("temperature must not be below 0, and top_p must be in (0, 1]")
         if self.num_beams > 1 and self.temperature > 0:
             raise ConfigError("beams and a temperature exclude each other: leave out one of them")
+        if self.top_p < 1 and self.temperature == 0:
+            raise ConfigError("top_p belongs to sampling: give a temperature, too, or leave it out")
+        if self.length_penalty != 1 and self.num_beams == 1:
+            raise ConfigError("length_penalty belongs to beam search: give 2 or more beams, or leave it out")

@@ -4,6 +4,7 @@ shards -> references -> generate -> hypotheses -> scores -> FILE and FILE.sample
 """
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,13 @@ from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpo
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.generation import Generated, Speed, generate
 from dmlm.trainer.scoring import Scores, warn_of_few_images
-from dmlm.trainer.scoring.evaluation_report import EvaluationReport, ScoredUtterance, shareable_name
+from dmlm.trainer.scoring.evaluation_report import (
+    EvaluationReport,
+    ScoredUtterance,
+    check_same_settings,
+    default_out_path,
+    shareable_name,
+)
 from dmlm.trainer.scoring.references import (
     SCORED_TASKS,
     Reference,
@@ -54,7 +61,8 @@ class EvaluateConfig:
     checkpoint: Path
     """A checkpoint, or a run folder whose newest checkpoint is used."""
     shards: tuple[Path, ...]
-    out_path: Path
+    out_path: Path | None = None
+    """None: `default_out_path`, where scores that other settings made are not written over."""
     task: str = "asr"
     splits: tuple[str, ...] | None = None
     """None: the test splits that the checkpoint was not trained on, or else its other held-out ones."""
@@ -76,20 +84,24 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationReport:
-    """Scores a checkpoint; writes `config.out_path` and, beside it, `.samples.jsonl` with every sample.
+    """Scores a checkpoint; writes the scores and, beside them, `.samples.jsonl` with every sample.
 
     Of t2s, what the model says goes to `.speech/0001.wav` and so on, in the order of the samples.
 
     Raises:
-        ConfigError: There is no checkpoint, no such task, nothing to score, nobody to hear a language, or no
-            recording to be heard.
+        ConfigError: There is no checkpoint, no such task, nothing to score, nobody to hear a language, no
+            recording to be heard, or no `out_path` where there are scores that other settings made.
         FingerprintMismatchError: Checkpoint and shards, or the vocoder, were made with different tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
         MissingDependencyError: A scorer's package is not installed.
     """
     start = time.monotonic()
     _check_task(config)
-    checkpoint = load_checkpoint(resolve_checkpoint(config.checkpoint), str(open_device(config.device)))
+    path = resolve_checkpoint(config.checkpoint)
+    out_path = config.out_path or default_out_path(path, config.task)
+    if config.out_path is None:
+        sys.stderr.write(f"--out not given: using {out_path}\n")
+    checkpoint = load_checkpoint(path, str(open_device(config.device)))
     shards = open_matching_shards(config.shards, checkpoint, config.task)
     splits = choose_splits(shards, config.splits, config.task, checkpoint.settings.recipe)
     references = list(read_references(shards, splits, config.task, config.keys, config.limit))
@@ -105,8 +117,12 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     seen = [shard for shard in shards if shard.dataset_sha256 in trained]
     training = read_training_texts([*seen, *train_shards], checkpoint)
     tools = _open_speech_tools(checkpoint, config, references)
+    datasets = {"datasets": _identify(shards), "train_datasets": _identify(train_shards)}
+    settings = _settings(config, checkpoint, splits, tools) | datasets
+    if config.out_path is None:
+        check_same_settings(out_path, settings)
     outputs, seconds = _generate(checkpoint, config, references)
-    hypotheses, heard = _read_outputs(checkpoint, config, references, outputs, tools)
+    hypotheses, heard = _read_outputs(checkpoint, references, outputs, tools, speech_folder(out_path))
     utterances = tuple(
         _record(
             config.task,
@@ -130,8 +146,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         utterances=utterances,
         seconds=time.monotonic() - start,
     )
-    datasets = {"datasets": _identify(shards), "train_datasets": _identify(train_shards)}
-    report.write(config.out_path, _settings(config, checkpoint, splits, tools) | datasets)
+    report.write(out_path, settings)
     return report
 
 
@@ -203,17 +218,17 @@ def _generate(
 
 def _read_outputs(
     checkpoint: Checkpoint,
-    config: EvaluateConfig,
     references: Sequence[Reference],
     outputs: Sequence[Generated],
     tools: "SpeechTools | None",
+    speech_dir: Path,
 ) -> tuple[list[str], dict[str, list[str]]]:
     """Texts of the outputs, and of speech what is heard in its controls."""
     tokens = [output.tokens for output in outputs]
     if tools is not None:
         from dmlm.trainer.scoring.speech_evaluation import hear_speech
 
-        return hear_speech(checkpoint, references, tokens, tools, speech_dir=speech_folder(config.out_path))
+        return hear_speech(checkpoint, references, tokens, tools, speech_dir=speech_dir)
     tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
     return [tokenizer.decode(part).strip() for part in tokens], {}
 

@@ -1,7 +1,7 @@
 """What `evaluate` found: for people, and for FILE and FILE.samples.jsonl."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import dmlm
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.trainer.decoding.generation import Speed
 from dmlm.trainer.scoring import Scores, UtteranceScore
@@ -32,6 +33,8 @@ TITLES: Final[Mapping[str, str]] = {
 """Scores by name; error rates are shown in percent."""
 EVALUATIONS_NAME: Final = "evaluations"
 """Folder in a run for the scores of its checkpoints."""
+_FREE_TO_CHANGE: Final = ("device", "batch_size", "train_shards", "train_datasets")
+"""Settings that make no other hypotheses."""
 _RATES: Final = ("wer", "wer_raw", "cer")
 
 
@@ -88,7 +91,7 @@ class EvaluationReport:
     """Samples whose text is not in the training data, and those whose words all are; each where it is some
     of the samples."""
     groups: Mapping[str, Scores]
-    """By `source/split`."""
+    """By `source/split`, and by language where one has several."""
     controls: Mapping[str, Scores] = field(default_factory=dict)
     """Of speech: what is heard in the resynthesis of the true units, and in the recordings."""
     speed: Speed
@@ -118,8 +121,15 @@ class EvaluationReport:
             "neighbour's source": self.neighbour,
             **self.controls,
         }
-        signatures = [f"{TITLES[name]}: {text}" for name, text in self.metrics.signatures.items()]
-        return "\n".join([f"{self.task}: {self._headline()}", score_table(rows), *signatures])
+        return "\n".join([f"{self.task}: {self._headline()}", score_table(rows), *self._signatures()])
+
+    def _signatures(self) -> Iterator[str]:
+        """Yields how the scores were made; of one that all have not together, how those of groups were."""
+        for name in dict.fromkeys([*self.metrics.signatures, *self.metrics.values]):
+            together = name in self.metrics.signatures
+            scored = [self.metrics] if together else self.groups.values()
+            for text in dict.fromkeys(s.signatures[name] for s in scored if name in s.signatures):
+                yield f"{TITLES[name]}: {text}"
 
     def _headline(self) -> str:
         speed = self.speed
@@ -146,6 +156,23 @@ def default_out_path(checkpoint: Path, task: str) -> Path:
     folder = checkpoint.resolve()  # `best` is a link to another one each time
     is_of_a_run = (folder.parent / RUN_SETTINGS_NAME).is_file()
     return folder.parent / (EVALUATIONS_NAME if is_of_a_run else "") / f"{folder.name}.{task}.json"
+
+
+def check_same_settings(out_path: Path, settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming one that differs, where other settings made the scores at `out_path`."""
+    if not out_path.exists():
+        return
+    try:
+        theirs = _flatten(json.loads(out_path.read_bytes())["settings"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{out_path}: there already, and no scores: {error!r}; give --out FILE") from error
+    ours = _flatten(settings)
+    for name in {**theirs, **ours}:
+        if name not in _FREE_TO_CHANGE and theirs.get(name) != ours.get(name):
+            raise ConfigError(
+                f"{out_path}: holds scores with {name} {theirs.get(name)!r}, and it is {ours.get(name)!r} "
+                "now; give --out FILE to keep both"
+            )
 
 
 def score_table(rows: Mapping[str, Scores]) -> str:
@@ -190,6 +217,11 @@ def package_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
+
+
+def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with those of decoding among them."""
+    return {**settings, **settings["decoding"], "decoding": None}
 
 
 def _describe_edits(score: UtteranceScore) -> dict[str, Any]:

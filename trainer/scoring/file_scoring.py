@@ -3,14 +3,18 @@
 Lines are `key<TAB>text`, joined by key, or texts alone, joined by place.
 """
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.languages import short_code
 from dmlm.pipeline.storage import write_json
+from dmlm.pipeline.vocabulary import LANGUAGES
 from dmlm.trainer.scoring import (
     Scores,
     score_captions,
@@ -30,6 +34,8 @@ FILE_TASKS: Final = ("asr", "s2tt", "i2t")
 NUM_NAMED: Final = 5
 """Keys that a message names at most."""
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreConfig:
@@ -41,6 +47,7 @@ class ScoreConfig:
     hold second, third ... references."""
     hypothesis_path: Path
     language: str
+    """Code of two or three letters, with or without a region."""
     text_rule: str = "plain"
     """What both sides of asr go through before words are counted."""
     out_path: Path | None = None
@@ -50,10 +57,11 @@ def score_files(config: ScoreConfig) -> str:
     """Scores as a table; with `out_path`, also a json file and its `.samples.jsonl`.
 
     Raises:
-        ConfigError: A file is missing, has another number of lines or other keys, or there is no such task or
-            rule.
+        ConfigError: A file is missing, has another number of lines or other keys, there is no such task or
+            rule, or the language is no code.
         MissingDependencyError: A scorer's package is not installed.
     """
+    config = replace(config, language=_read_language(config.language))
     samples = _read_samples(config)
     scores = _score(config, [sample.references for sample in samples], [s.hypothesis for s in samples])
     if config.out_path is not None:
@@ -89,6 +97,16 @@ def _score(config: ScoreConfig, references: Sequence[list[str]], hypotheses: Seq
     return score_utterances(
         [score_utterance(texts[0], text, config.text_rule, config.language) for texts, text in pairs]
     )
+
+
+def _read_language(name: str) -> str:
+    """The code by which scorers know a language; one without a token may be scored, too."""
+    code = short_code(name)
+    if not re.fullmatch("[a-z]{2,3}", code):
+        raise ConfigError(f"language {name[:40]!r}: give its code of two or three letters, such as de")
+    if code not in LANGUAGES:
+        _logger.warning("language %r is not known: its words are taken to be parted by spaces", name)
+    return code
 
 
 def _read_samples(config: ScoreConfig) -> list[_Sample]:
@@ -148,7 +166,7 @@ def _present(texts: Sequence[str]) -> list[str]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first key
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     # Not splitlines(): it also breaks at characters that may stand within a sentence.

@@ -3,7 +3,7 @@
 import logging
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -21,6 +21,7 @@ from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.tokenizers import first_difference
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.config import Recipe, matches
+from dmlm.trainer.data.dataset import check_distinct, first_of_each_split
 from dmlm.trainer.data.tasks import TASKS
 
 SCORED_TASKS: Final = ("asr", "s2tt", "i2t", "t2s")
@@ -85,15 +86,17 @@ def open_matching_shards(directories: Sequence[Path], checkpoint: Checkpoint, ta
     """Opens all shards of data sets made with the tokenizers that the checkpoint was trained with.
 
     Raises:
-        ConfigError: A folder is not there, or the checkpoint does not know what the task needs.
+        ConfigError: A folder is not there, two hold the same data set, or the checkpoint does not know what
+            the task needs.
         FingerprintMismatchError: A data set was made with other tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
     """
+    cards = [load_dataset_card(directory) for directory in directories]
+    sha256s = [sha256_json(card.to_json()) for card in cards]
+    check_distinct(directories, sha256s)
     shards = []
-    for directory in directories:
-        card = load_dataset_card(directory)
+    for directory, card, sha256 in zip(directories, cards, sha256s, strict=True):
         _check_fingerprints(checkpoint, directory, card, task)
-        sha256 = sha256_json(card.to_json())
         shards += [
             ScoredShard(
                 reader=open_shard(directory, record.name), text_rule=card.text_rule, dataset_sha256=sha256
@@ -178,24 +181,35 @@ def read_training_texts(shards: Sequence[ScoredShard], checkpoint: Checkpoint) -
             "the training began with %s: what that was trained on is not searched for the references",
             recipe.model.init,
         )
-    trains_on = cache(recipe.trains_on)
     hashes: set[str] = set()
     words: set[str] = set()
-    columns = [name for member in _TEXT_MEMBERS for name in (member, _hash_column(member))]
-    for shard in shards:
-        for row in shard.reader.index.select(["source", "split", *columns]).to_pylist():
-            if not trains_on(row["source"], row["split"]):
-                continue
-            for member in _TEXT_MEMBERS:
-                if row[member]:
-                    hashes.add(row[_hash_column(member)])
-                    words.update(words_of(row[member]))
+    for row in _find_trained(shards, recipe, checkpoint.settings.limit):
+        for member in _TEXT_MEMBERS:
+            if row[member]:
+                hashes.add(row[_hash_column(member)])
+                words.update(words_of(row[member]))
     return TrainingTexts(hashes=hashes, words=words, is_complete=not missing)
 
 
 def words_of(text: str) -> list[str]:
     """Words in lower case without punctuation."""
     return re.findall(r"[\w']+", text.lower())
+
+
+def _find_trained(
+    shards: Sequence[ScoredShard], recipe: Recipe, limit: int | None
+) -> Iterator[Mapping[str, Any]]:
+    """Yields texts of the samples that a run trained on, with their hashes; `limit` is that of the run."""
+    columns = [name for member in _TEXT_MEMBERS for name in (member, _hash_column(member))]
+    trains_on = cache(recipe.trains_on)
+    num_seen: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for shard in shards:
+        index = shard.reader.index.select(["source", "split", *columns])
+        if limit is not None:
+            index = index.filter(first_of_each_split(index, limit, num_seen[shard.dataset_sha256]))
+        for row in index.to_pylist():
+            if trains_on(row["source"], row["split"]):
+                yield row
 
 
 def _counts(task: str) -> list[str]:

@@ -60,13 +60,17 @@ def score_neighbours(score: Scorer, references: Sequence[Reference], hypotheses:
 def score_groups(
     score: Scorer, references: Sequence[Reference], hypotheses: Sequence[str]
 ) -> dict[str, Scores]:
-    """Scores by `source/split`."""
-    places: dict[str, list[int]] = {}
+    """Scores by `source/split`, and by `source/split/language` where a split has texts of several."""
+    splits: dict[str, list[int]] = {}
+    languages: dict[str, list[int]] = {}
     for place, reference in enumerate(references):
-        places.setdefault(f"{reference.sample.source}/{reference.sample.split}", []).append(place)
+        name = f"{reference.sample.source}/{reference.sample.split}"
+        splits.setdefault(name, []).append(place)
+        languages.setdefault(f"{name}/{reference.language or 'none'}", []).append(place)
+    parts = {name: group for name, group in languages.items() if group not in splits.values()}
     return {
         name: score([references[p] for p in group], [hypotheses[p] for p in group])
-        for name, group in places.items()
+        for name, group in (splits | parts).items()
     }
 
 
@@ -84,8 +88,8 @@ def _score_edits(task: str, references: Sequence[Reference], hypotheses: Sequenc
 
 
 def _score_translations(references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:
-    language = references[0].language if references else None
-    return score_translations([clean_texts(reference) for reference in references], hypotheses, language)
+    languages = {reference.language for reference in references}
+    return score_translations([clean_texts(reference) for reference in references], hypotheses, *languages)
 
 
 def _score_captions(references: Sequence[Reference], hypotheses: Sequence[str]) -> Scores:

@@ -16,14 +16,15 @@ _TOKENIZERS: Final = {"zh": "zh", "ja": "char", "ko": "char"}
 
 
 def score_translations(
-    references: Sequence[Sequence[str]], hypotheses: Sequence[str], language: str | None
+    references: Sequence[Sequence[str]], hypotheses: Sequence[str], *languages: str | None
 ) -> Scores:
     """Case-sensitive BLEU and chrF, up to 100, of detokenised text.
 
     Args:
         references: One or more of each sample.
         hypotheses: One of each sample.
-        language: Of the translations; it names the tokenizer of BLEU.
+        languages: Of the translations. They name the tokenizer of BLEU, which is None where they name
+            several: words and characters do not add up.
 
     Raises:
         ValueError: Numbers of references and hypotheses differ.
@@ -35,11 +36,14 @@ def score_translations(
         raise MissingDependencyError('BLEU and chrF need sacrebleu: pip install "dmlm[eval]"') from error
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references, {len(hypotheses)} hypotheses")
+    values: dict[str, float | None] = {"bleu": None, "chrf": None}
     if not hypotheses:
-        return Scores(num_samples=0, values={"bleu": None, "chrf": None})
+        return Scores(num_samples=0, values=values)
     streams = _streams(references)
-    scorers = {"bleu": BLEU(tokenize=_TOKENIZERS.get(language or "", "13a")), "chrf": CHRF()}
-    values: dict[str, float | None] = {}
+    scorers: dict[str, Any] = {"chrf": CHRF()}
+    tokenizers = {_TOKENIZERS.get(language or "", "13a") for language in languages}
+    if len(tokenizers) == 1:
+        scorers = {"bleu": BLEU(tokenize=tokenizers.pop()), **scorers}
     intervals, signatures = {}, {}
     for name, scorer in scorers.items():
         values[name] = float(scorer.corpus_score(list(hypotheses), streams).score)

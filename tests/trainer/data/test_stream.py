@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from dmlm.pipeline.errors import (
     ShardCorruptError,
 )
 from dmlm.pipeline.samples import Sample
-from dmlm.pipeline.shards import iter_samples
+from dmlm.pipeline.shards import iter_samples, load_dataset_card, write_dataset_card
 from dmlm.trainer.config import Recipe, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
 from dmlm.trainer.data.mix import build_groups
@@ -42,6 +43,20 @@ def recipe_of(mix: list[dict[str, object]], **fields: object) -> Recipe:
 @pytest.fixture(scope="module")
 def data(token_shards: Path) -> TrainingData:
     return open_training_data([token_shards])
+
+
+@pytest.fixture(scope="module")
+def copies(token_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Path]]:
+    """Function that gives some data sets of the same samples."""
+
+    def copy(number: int) -> Path:
+        directory = tmp_path_factory.mktemp("copies") / "toy"
+        shutil.copytree(token_shards, directory)
+        card = load_dataset_card(directory)
+        write_dataset_card(directory, replace(card, settings={"copy": number}))
+        return directory
+
+    return lambda count: [copy(number) for number in range(count)]
 
 
 def batches(stream: TokenStream, count: int) -> list[PackedBatch]:
@@ -151,9 +166,9 @@ def test_a_mix_that_nothing_fits_says_what_there_is(data: TrainingData) -> None:
     ],
 )
 def test_a_limit_counts_samples_of_each_split_of_each_data_set(
-    token_shards: Path, limit: int, counts: dict[tuple[str, str], int]
+    copies: Callable[[int], list[Path]], limit: int, counts: dict[tuple[str, str], int]
 ) -> None:
-    data = open_training_data([token_shards, token_shards], limit=limit)
+    data = open_training_data(copies(2), limit=limit)
     mix = [{"task": "speech", "weight": 1}, {"task": "i2t", "weight": 1}]
     groups = build_groups(data, recipe_of(mix, splits=["*"]))
     columns = [data.index[name].to_pylist() for name in ("source", "split", "key")]
@@ -183,6 +198,15 @@ def test_data_sets_of_different_tokenizers_are_refused(
     other = write_shards(tmp_path / "other", [sample], speech_mark="another")
     with pytest.raises(FingerprintMismatchError, match=r"sha256 is speech in .*toy and another in .*other"):
         open_training_data([token_shards, other])
+
+
+def test_a_data_set_given_twice_is_refused_naming_both_folders(token_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(token_shards, tmp_path / "again")
+    for second in (token_shards, tmp_path / "again"):
+        with pytest.raises(
+            ConfigError, match=rf"{second}: the same data set as {token_shards}; give it once"
+        ):
+            open_training_data([token_shards, second])
 
 
 @pytest.mark.parametrize(
@@ -241,8 +265,10 @@ def test_a_stream_goes_on_with_another_number_of_ranks(data: TrainingData) -> No
 
 @pytest.mark.parametrize("num_shards", [2, 6, 14])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_no_rank_runs_dry_whatever_the_shards(token_shards: Path, num_shards: int, world_size: int) -> None:
-    few = open_training_data([token_shards] * (num_shards // 2), limit=3)
+def test_no_rank_runs_dry_whatever_the_shards(
+    copies: Callable[[int], list[Path]], num_shards: int, world_size: int
+) -> None:
+    few = open_training_data(copies(num_shards // 2), limit=3)
     recipe = recipe_of(EVERYTHING[:1], batch={"max_tokens": 128, "num_micro_batches": 12, "pool_size": 8})
     ranks = [TokenStream(few, recipe, seed=0, rank=rank, world_size=world_size) for rank in range(world_size)]
     for _ in range(5):
@@ -347,8 +373,10 @@ def test_a_share_of_the_units_is_noise(data: TrainingData) -> None:
     assert changed / num_units == pytest.approx(0.5 * 19 / 20, abs=0.05)  # one unit in 20 is drawn again
 
 
-def test_every_token_is_read_from_the_right_shard(token_shards: Path) -> None:
-    data = open_training_data([token_shards, token_shards], limit=10)
+def test_every_token_is_read_from_the_right_shard(
+    token_shards: Path, copies: Callable[[int], list[Path]]
+) -> None:
+    data = open_training_data(copies(2), limit=10)
     samples = list(iter_samples(token_shards))
     samples = 2 * (samples[:20] + samples[29:50])  # up to the last within the limit in each shard of 29
     assert data.keys.take(np.arange(len(samples))) == [sample.key for sample in samples]

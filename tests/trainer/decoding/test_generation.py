@@ -227,6 +227,32 @@ def test_training_texts_are_looked_for_among_texts_and_translations(
     assert "the training began with checkpoint-000007" in caplog.text
 
 
+def test_training_texts_beyond_the_limit_of_the_run_do_not_count(
+    checkpoint: Checkpoint, write_shards, tmp_path: Path
+) -> None:
+    samples = [
+        Sample(
+            key=f"t-{number}",
+            source=source,
+            split="train",
+            text=f"{source} {number}",
+            language="en",
+            speech_tokens=np.array([1, 2], np.int32),
+            text_tokens=np.array([100], np.int32),
+        )
+        for number in range(3)
+        for source in ("red", "green")
+    ]
+    directory = write_shards(tmp_path / "training", samples)
+    shards = open_matching_shards([directory], checkpoint, "asr")
+    limited = replace(checkpoint, settings=replace(checkpoint.settings, limit=2))
+    # Among --shards and --train-shards, too, a data set counts once.
+    training = read_training_texts([*shards, *shards], limited)
+    assert training.words == {"red", "green", "0", "1"}
+    assert len(training.hashes) == 4
+    assert read_training_texts(shards, checkpoint).words == {"red", "green", "0", "1", "2"}
+
+
 def test_sampling_repeats_with_its_seed(checkpoint: Checkpoint, token_shards: Path) -> None:
     samples = samples_for("asr", token_shards)
     seeds = [

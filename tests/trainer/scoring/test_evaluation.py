@@ -11,6 +11,7 @@ from dmlm.cli import group, run
 from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.shards import iter_samples
+from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
@@ -214,6 +215,51 @@ def test_scores_lie_where_training_removes_nothing(spoken_run, tmp_path: Path, c
     assert names == {"best", "model", "model.asr.json", "model.asr.json.samples.jsonl"}
 
 
+def test_scores_of_other_settings_are_not_written_over_where_no_out_is_given(
+    config: EvaluateConfig, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tmp_path / "model"
+    shutil.copytree(resolve_checkpoint(spoken_run.run), checkpoint)
+    greedy = replace(config, checkpoint=checkpoint, out_path=None, limit=1)
+    evaluate(greedy)
+    written = (tmp_path / "model.asr.json").read_bytes()
+    beams = replace(greedy, decoding=DecodingConfig(num_beams=2))
+    other_data = tokenize_again(spoken_run, tmp_path / "other")
+    with monkeypatch.context() as nothing_is_decoded:
+        nothing_is_decoded.setattr("dmlm.trainer.scoring.evaluation.generate", None)
+        for changed, message in {
+            beams: r"model\.asr\.json: holds scores with num_beams 1, and it is 2 now; give --out FILE",
+            replace(greedy, splits=("train-tiny",)): r"with splits \['test-tiny'\]",
+            replace(greedy, shards=(other_data,)): r"with shards \['shards'\], and it is \['other'\]",
+            replace(greedy, limit=2): "with limit 1",
+        }.items():
+            with pytest.raises(ConfigError, match=message):
+                evaluate(changed)
+        assert (tmp_path / "model.asr.json").read_bytes() == written
+    searched = replace(greedy, train_shards=(spoken_run.shards,), decoding=DecodingConfig(batch_size=1))
+    evaluate(searched)
+    evaluate(replace(beams, out_path=tmp_path / "model.asr.json"))
+    assert json.loads((tmp_path / "model.asr.json").read_text())["settings"]["decoding"]["num_beams"] == 2
+    (tmp_path / "model.asr.json").write_text("notes")
+    with pytest.raises(ConfigError, match="there already, and no scores"):
+        evaluate(greedy)
+
+
+def test_a_checkpoint_is_hashed_once(config: EvaluateConfig, spoken_run, monkeypatch, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model"
+    shutil.copytree(resolve_checkpoint(spoken_run.run), checkpoint)
+    hashed: list[str] = []
+
+    def sha256_and_count(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr("dmlm.trainer.checkpoint.sha256_file", sha256_and_count)
+    data = ["--checkpoint", str(checkpoint), "--shards", str(spoken_run.shards), "--limit", "1"]
+    assert run(["evaluate", *data, "--device", "cpu"]) == 0
+    assert hashed.count("model.safetensors") == 1
+
+
 def test_beams_are_written_into_the_settings(config: EvaluateConfig) -> None:
     report = evaluate(replace(config, splits=("train-tiny",), decoding=DecodingConfig(num_beams=3)))
     assert report.metrics.wer == 0
@@ -274,6 +320,17 @@ def test_training_splits_of_a_data_set_that_was_not_trained_on_count_as_unknown(
     assert [utterance.has_known_words for utterance in report.utterances] == [None] * 3
     both = evaluate(replace(config, shards=(foreign, spoken_run.shards)))
     assert [utterance.is_in_training for utterance in both.utterances] == 2 * [True, False, False]
+
+
+def test_a_data_set_given_twice_is_refused_and_may_be_searched_as_well(
+    config: EvaluateConfig, spoken_run, tmp_path: Path
+) -> None:
+    shutil.copytree(spoken_run.shards, tmp_path / "again")
+    for second in (spoken_run.shards, tmp_path / "again"):
+        with pytest.raises(ConfigError, match=f"{second}: the same data set as {spoken_run.shards}"):
+            evaluate(replace(config, shards=(spoken_run.shards, second)))
+    searched = evaluate(replace(config, train_shards=(spoken_run.shards,)))
+    assert [utterance.is_in_training for utterance in searched.utterances] == [True, False, False]
 
 
 def test_recordings_that_are_not_at_the_root_are_missed_before_anything_is_decoded(

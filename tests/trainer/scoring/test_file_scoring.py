@@ -120,3 +120,38 @@ def test_keys_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         score_files(keyed(tmp_path, references, hypotheses))
+
+
+@pytest.mark.parametrize("language", ["zh", "zh-CN", "zh_Hant_TW", "ZH", "zho"])
+def test_a_language_is_the_same_by_all_its_codes(language: str, tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    config = keyed(tmp_path, ["a\t我们今天去学校"], ["a\t我们今天去了学校"], task="s2tt")
+    score_files(replace(config, language=language))
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert "tok:zh" in written["metrics"]["bleu_signature"]
+    assert written["settings"]["language"] == "zh"
+
+
+def test_english_is_normalised_by_whatever_code(tmp_path: Path) -> None:
+    config = keyed(tmp_path, ["a\tthe colour"], ["a\tthe color"])
+    for language in ("eng", "en-GB"):
+        score_files(replace(config, language=language))
+        assert json.loads((tmp_path / "scores.json").read_text())["metrics"]["wer"] == 0
+
+
+def test_a_language_without_a_token_is_scored_with_a_word_and_a_name_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = keyed(tmp_path, ["a\thabari ya asubuhi"], ["a\thabari ya jioni"])
+    assert "33.3 %" in score_files(replace(config, language="de"))
+    assert not caplog.messages
+    assert "33.3 %" in score_files(replace(config, language="sw-KE"))
+    assert caplog.messages == ["language 'sw-KE' is not known: its words are taken to be parted by spaces"]
+    with pytest.raises(ConfigError, match="language 'Klingon': give its code of two or three letters"):
+        score_files(replace(config, language="Klingon"))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    config = keyed(tmp_path, ["a\tthe cat", "b\ta dog"], [])
+    config.hypothesis_path.write_text("a\tthe cat\nb\ta dog\n", encoding="utf-8-sig")
+    assert "0.0 %" in score_files(config)

@@ -6,8 +6,13 @@ import pytest
 
 from dmlm.pipeline.errors import MissingDependencyError
 from dmlm.pipeline.randomness import generator_for
+from dmlm.pipeline.samples import Sample
+from dmlm.trainer.decoding.generation import Speed
 from dmlm.trainer.scoring import score_translations
+from dmlm.trainer.scoring.evaluation_report import EvaluationReport
+from dmlm.trainer.scoring.references import Reference
 from dmlm.trainer.scoring.scores import NUM_RESAMPLES
+from dmlm.trainer.scoring.task_scoring import SCORERS, score_groups
 
 WORDS = ("das", "Haus", "ist", "groß", "grün", "und", "alt", "Bäume", "stehen", "東京", "là", ".", ",")
 
@@ -84,6 +89,86 @@ def test_languages_without_spaces_are_cut_into_characters() -> None:
     scores = score_translations([["東京はとても大きい"]], ["東京はとても小さい"], "ja")
     assert "tok:char" in scores.signatures["bleu"]
     assert 0 < scores.values["bleu"] < 100
+
+
+def draw_references(*texts: tuple[str, str]) -> list[Reference]:
+    """One sample of each language and text."""
+    return [
+        Reference(
+            sample=Sample(key=f"u-{number}", source="covost", split="test"),
+            texts=(text,),
+            hashes=(text,),
+            language=language,
+            text_rule="verbatim",
+        )
+        for number, (language, text) in enumerate(texts)
+    ]
+
+
+CHINESE = ("zh", "我们今天去学校"), ("zh", "他喜欢吃苹果和香蕉")
+ENGLISH = ("en", "we go to school today"), ("en", "he likes to eat apples and pears")
+HYPOTHESES = {
+    **{CHINESE[0][1]: "我们今天去了学校", CHINESE[1][1]: "他喜欢吃苹果和梨"},
+    **{text: text for _, text in ENGLISH},
+}
+
+
+@pytest.mark.parametrize("texts", [(*CHINESE, *ENGLISH), (*ENGLISH, *CHINESE)], ids=["zh-en", "en-zh"])
+def test_languages_that_are_cut_in_other_ways_have_no_bleu_together_but_each_its_own(
+    texts: tuple[tuple[str, str], ...],
+) -> None:
+    pytest.importorskip("sacrebleu")
+    score = SCORERS["s2tt"]
+    references = draw_references(*texts)
+    hypotheses = [HYPOTHESES[text] for _, text in texts]
+    together = score(references, hypotheses)
+    assert together.values["bleu"] is None
+    assert together.values["chrf"] > 0
+    assert {*together.signatures} == {*together.intervals} == {"chrf"}
+    groups = score_groups(score, references, hypotheses)
+    assert {*groups} == {"covost/test", "covost/test/zh", "covost/test/en"}
+    assert groups["covost/test"] == together
+    for language, own in {"zh": CHINESE, "en": ENGLISH}.items():
+        made = [HYPOTHESES[text] for _, text in own]
+        assert groups[f"covost/test/{language}"] == score(draw_references(*own), made)
+    assert groups["covost/test/en"].values["bleu"] == pytest.approx(100)
+    assert "tok:zh" in groups["covost/test/zh"].signatures["bleu"]
+
+
+def test_table_tells_how_the_languages_were_scored_where_all_together_are_not() -> None:
+    pytest.importorskip("sacrebleu")
+    references = draw_references(*CHINESE, *ENGLISH)
+    hypotheses = [HYPOTHESES[text] for _, text in (*CHINESE, *ENGLISH)]
+    score = SCORERS["s2tt"]
+    report = EvaluationReport(
+        task="s2tt",
+        metrics=score(references, hypotheses),
+        neighbour=score(references, hypotheses),
+        subsets={},
+        groups=score_groups(score, references, hypotheses),
+        speed=Speed.of([], 1.0, 1.0),
+        utterances=(),
+        seconds=1.0,
+    )
+    *_, first, second, third = report.table().splitlines()
+    assert first.startswith("chrF: ")
+    assert second.startswith("BLEU: ")
+    assert "tok:zh" in second
+    assert third.startswith("BLEU: ")
+    assert "tok:13a" in third
+
+
+def test_languages_that_are_cut_in_the_same_way_have_a_bleu_together() -> None:
+    pytest.importorskip("sacrebleu")
+    references = draw_references(("de", "ein Haus am See"), ("en", "a house by the lake"))
+    assert SCORERS["s2tt"](references, [r.texts[0] for r in references]).values["bleu"] == pytest.approx(100)
+
+
+def test_a_split_of_one_language_is_one_group() -> None:
+    pytest.importorskip("sacrebleu")
+    references = draw_references(*CHINESE)
+    hypotheses = [HYPOTHESES[text] for _, text in CHINESE]
+    assert list(score_groups(SCORERS["s2tt"], references, hypotheses)) == ["covost/test"]
 
 
 def test_nothing_to_score_has_no_score() -> None:
