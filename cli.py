@@ -32,6 +32,12 @@ COMMANDS = {
 }
 """Every command, in the order of the work; imported only when it is asked for."""
 
+_OF_DISKS = {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_OF_PATHS = {
+    *(errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+}
+
 
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is first needed."""
@@ -90,9 +96,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         reason = str(error.__cause__ or error) or "interrupted; run the same command again to go on"
         return _fail(reason, ExitCode.INTERRUPTED)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG}:
-            raise
-        return _fail(f"storage: {error}; free space and run the same command again", ExitCode.STORAGE)
+        if error.errno in _OF_DISKS:
+            return _fail(f"storage: {error}; free space and run the same command again", ExitCode.STORAGE)
+        if error.errno in _OF_PATHS and error.filename is not None:
+            path = error.filename2 or error.filename
+            return _fail(f"{path}: {error.strerror}; correct the path or its permissions", ExitCode.USAGE)
+        raise
 
 
 def _fail(message: str, code: ExitCode) -> int:

@@ -36,6 +36,17 @@ def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[IO[bytes]]
     sync_directory(path.parent)
 
 
+def check_writable(path: Path) -> None:
+    """Raises, before any work, the OSError that writing a file would end in, as far as it can be known."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not nearest.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
 def is_vacant(directory: Path) -> bool:
     """Whether there is nothing, or a folder with nothing in it but what a killed `scratch_for` left."""
     return not directory.exists() or (

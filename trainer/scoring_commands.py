@@ -86,6 +86,7 @@ def evaluate(
       dmlm-cli evaluate --checkpoint runs/first --shards shards/covost \\
         --task s2tt --beams 4 --length-penalty 0.8
     """
+    from dmlm.pipeline.storage import check_writable
     from dmlm.trainer.checkpoint import resolve_checkpoint
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
     from dmlm.trainer.scoring.evaluation_report import default_out_path
@@ -93,6 +94,7 @@ def evaluate(
     checkpoint = resolve_checkpoint(checkpoint)
     if out_path is None:
         announce_default("--out", out_path := default_out_path(checkpoint, task))
+    check_writable(out_path)
     config = EvaluateConfig(
         checkpoint=checkpoint,
         shards=shard_dirs,

@@ -8,6 +8,7 @@ import pytest
 from dmlm.pipeline.storage import (
     as_os_errors,
     atomic_writer,
+    check_writable,
     encode_json,
     is_vacant,
     publish_folder,
@@ -30,6 +31,17 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: P
         write_half()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["card.json"]
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        check_writable(tmp_path)
+    with pytest.raises(NotADirectoryError, match="file"):
+        check_writable(tmp_path / "file" / "new" / "out.json")
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new" / "out.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def write_folder(out_dir: Path) -> None:
