@@ -3,8 +3,12 @@
 import errno
 import importlib
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -84,7 +88,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; errors become one line on standard error. Returns the exit code."""
     logging.basicConfig(format="dmlm-cli: %(message)s")
     try:
-        result = group.main(arguments, prog_name="dmlm-cli", standalone_mode=False)
+        with _sigterm_interrupts():
+            result = group.main(arguments, prog_name="dmlm-cli", standalone_mode=False)
         return result if isinstance(result, int) else ExitCode.OK
     except click.ClickException as error:
         error.show()
@@ -102,6 +107,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
             path = error.filename2 or error.filename
             return _fail(f"{path}: {error.strerror}; correct the path or its permissions", ExitCode.USAGE)
         raise
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM raises KeyboardInterrupt, so that scratch folders go; a second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, handler)
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _fail(message: str, code: ExitCode) -> int:
