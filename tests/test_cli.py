@@ -153,6 +153,18 @@ def test_a_sweep_takes_no_options_of_ready_made_units() -> None:
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--image-tokenizer", "patch"], 2, "dalle"),
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--image-resolution", "256"], 2, "belongs to"),
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--text-tokenizer", "bpe:300"], 2, "bpe:256"),
+        (
+            ["tokenize", "--source", "jsonl", "--root", "{tmp}", "--language", "it"],
+            2,
+            "--language: not read by --source jsonl, only by hf, text, units",
+        ),
+        (["tokenize", "--source", "librispeech", "--root", "{tmp}", "--lang-pair", "it_en"], 2, "covost"),
+        (["tokenize", "--source", "text", "--root", "{tmp}", "--speed", "0.9"], 2, "--speed: not read by"),
+        (
+            ["inspect", "--codebook", "{tmp}", "--source", "ami", "--root", "{tmp}", "--columns", "key=id"],
+            2,
+            "--columns: not read by --source ami",
+        ),
         (["tokenize", "--source", "coco", "--dry-run", "--reuse", "{tmp}"], 2, "leave out --reuse"),
         (["build-codebook", "--clusters", "0", "--root", "{tmp}"], 2, "clusters"),
         (["build-codebook", "--audio-hours", "-1", "--root", "{tmp}"], 2, "audio-hours"),
