@@ -3,8 +3,12 @@
 import errno
 import importlib
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import click
 
@@ -31,6 +35,12 @@ COMMANDS = {
     "demo": "dmlm.trainer.commands:demo",
 }
 """Every command, in the order of the work; imported only when it is asked for."""
+
+_OF_DISKS = {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_OF_PATHS = {
+    *(errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 
 class LazyGroup(click.Group):
@@ -78,7 +88,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; errors become one line on standard error. Returns the exit code."""
     logging.basicConfig(format="dmlm-cli: %(message)s")
     try:
-        result = group.main(arguments, prog_name="dmlm-cli", standalone_mode=False)
+        with _sigterm_interrupts():
+            result = group.main(arguments, prog_name="dmlm-cli", standalone_mode=False)
         return result if isinstance(result, int) else ExitCode.OK
     except click.ClickException as error:
         error.show()
@@ -90,9 +101,30 @@ def run(arguments: Sequence[str] | None = None) -> int:
         reason = str(error.__cause__ or error) or "interrupted; run the same command again to go on"
         return _fail(reason, ExitCode.INTERRUPTED)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG}:
-            raise
-        return _fail(f"storage: {error}; free space and run the same command again", ExitCode.STORAGE)
+        if error.errno in _OF_DISKS:
+            return _fail(f"storage: {error}; free space and run the same command again", ExitCode.STORAGE)
+        if error.errno in _OF_PATHS and error.filename is not None:
+            path = error.filename2 or error.filename
+            return _fail(f"{path}: {error.strerror}; correct the path or its permissions", ExitCode.USAGE)
+        raise
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Inside, SIGTERM raises KeyboardInterrupt, so that scratch folders go; a second one acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, handler)
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _fail(message: str, code: ExitCode) -> int:

@@ -82,8 +82,10 @@ def codebook_sweep(
     """
     from dmlm.pipeline.codebooks.page import render_sweep
     from dmlm.pipeline.codebooks.sweep import SweepConfig, sweep_codebooks
-    from dmlm.pipeline.storage import write_bytes, write_json
+    from dmlm.pipeline.storage import check_writable, write_bytes, write_json
 
+    for name in ("sweep.json", "sweep.html"):
+        check_writable(out_dir / name)
     report = sweep_codebooks(
         SweepConfig(
             source=source,

@@ -18,7 +18,7 @@ from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder
 from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.source_options import recording_options
-from dmlm.pipeline.storage import write_bytes, write_json
+from dmlm.pipeline.storage import check_writable, write_bytes, write_json
 
 OF_SHARDS = {"shard_dir", "key", "out_path", "html_path"}
 """Parameters of `inspect` that have a meaning with --shards."""
@@ -68,6 +68,8 @@ def inspect(
       dmlm-cli inspect --codebook codebook --source librispeech --root /data \\
         --html codebook.html
     """
+    for path in filter(None, (out_path, html_path)):
+        check_writable(path)
     if shard_dir is not None and codebook_dir is None:
         _refuse_given(context, {*context.params} - OF_SHARDS, "--codebook")
         found, page = _inspect_dataset(shard_dir, key, with_page=html_path is not None)

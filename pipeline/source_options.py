@@ -65,7 +65,10 @@ _UNIT_OPTIONS = (
 
 
 def source_options(command: Command) -> Command:
-    """Adds the options; the command gets them as one `options: SourceOptions`."""
+    """Adds the options; the command gets them as one `options: SourceOptions`.
+
+    Those that its `--source` does not read are refused; of several sources, `draw_sample` looks.
+    """
     return _with_options(command, (*_OPTIONS, *_UNIT_OPTIONS))
 
 
@@ -77,10 +80,13 @@ def recording_options(command: Command) -> Command:
 def _with_options(command: Command, added: Sequence[Callable[[Command], Command]]) -> Command:
     @wraps(command)
     def with_source_options(**settings: Any) -> Any:
-        from dmlm.pipeline.sources import SourceOptions
+        from dmlm.pipeline.sources import SourceOptions, check_options
 
         named = {name: settings.pop(name) for name in SourceOptions.__slots__ if name in settings}
-        return command(options=SourceOptions(**named), **settings)
+        options = SourceOptions(**named)
+        if source := settings.get("source"):
+            check_options(options, [source])
+        return command(options=options, **settings)
 
     extended: Command = with_source_options
     for option in reversed(added):

@@ -1,10 +1,12 @@
-"""Files that are either whole or not there: write to `.tmp`, fsync, replace; and their sha256."""
+"""Files and folders that are either whole or not there: write to `.tmp`, fsync, replace; and their sha256."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,69 @@ def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[IO[bytes]]
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raises, before any work, the OSError that writing a file would end in, as far as it can be known."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not nearest.is_dir():
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(nearest))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
+def is_vacant(directory: Path) -> bool:
+    """Whether there is nothing, or a folder with nothing in it but what a killed `scratch_for` left."""
+    return not directory.exists() or (
+        directory.is_dir() and all(re.fullmatch(r"\..*\.tmp", path.name) for path in directory.iterdir())
+    )
+
+
+@contextmanager
+def scratch_for(out_dir: Path, *, is_shared: bool = False) -> Iterator[Path]:
+    """Yields an empty folder to fill and give to `publish_folder`; it is removed when the block ends.
+
+    Args:
+        out_dir: What it is to become. A folder that is there is kept, as it may be a mount point, which
+            cannot be replaced and is a disk of its own: then the scratch folder is in it, else beside it.
+        is_shared: Whether others may fill one for the same folder at the same time.
+    """
+    out_dir = out_dir.resolve()  # a link, or `.`
+    mark = f".{secrets.token_hex(4)}" if is_shared else ""
+    scratch = (out_dir if out_dir.is_dir() else out_dir.parent) / f".{out_dir.name}{mark}.tmp"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def publish_folder(scratch: Path, out_dir: Path, last: str) -> None:
+    """Makes `out_dir` of a folder that `scratch_for` gave.
+
+    Args:
+        scratch: The folder, filled.
+        out_dir: As it was given to `scratch_for`.
+        last: The file that says that the folder is whole, so that nothing half moved is taken for it.
+
+    Raises:
+        OSError: Something else is there meanwhile.
+    """
+    out_dir = out_dir.resolve()
+    if scratch.parent != out_dir:
+        os.replace(scratch, out_dir)
+        sync_directory(out_dir.parent)
+        return
+    if not is_vacant(out_dir):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(out_dir))
+    for path in sorted(scratch.iterdir(), key=lambda path: path.name == last):
+        if path.name == last:
+            sync_directory(out_dir)
+        os.replace(path, out_dir / path.name)
+    sync_directory(out_dir)
 
 
 @contextmanager

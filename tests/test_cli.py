@@ -1,5 +1,6 @@
 """The command contract: names, help, exit codes, one-line errors without a traceback."""
 
+import errno
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,18 @@ def test_a_sweep_takes_no_options_of_ready_made_units() -> None:
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--image-tokenizer", "patch"], 2, "dalle"),
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--image-resolution", "256"], 2, "belongs to"),
         (["tokenize", "--source", "coco", "--root", "{tmp}", "--text-tokenizer", "bpe:300"], 2, "bpe:256"),
+        (
+            ["tokenize", "--source", "jsonl", "--root", "{tmp}", "--language", "it"],
+            2,
+            "--language: not read by --source jsonl, only by hf, text, units",
+        ),
+        (["tokenize", "--source", "librispeech", "--root", "{tmp}", "--lang-pair", "it_en"], 2, "covost"),
+        (["tokenize", "--source", "text", "--root", "{tmp}", "--speed", "0.9"], 2, "--speed: not read by"),
+        (
+            ["inspect", "--codebook", "{tmp}", "--source", "ami", "--root", "{tmp}", "--columns", "key=id"],
+            2,
+            "--columns: not read by --source ami",
+        ),
         (["tokenize", "--source", "coco", "--dry-run", "--reuse", "{tmp}"], 2, "leave out --reuse"),
         (["build-codebook", "--clusters", "0", "--root", "{tmp}"], 2, "clusters"),
         (["build-codebook", "--audio-hours", "-1", "--root", "{tmp}"], 2, "audio-hours"),
@@ -187,6 +200,41 @@ def test_bad_input_ends_with_a_short_message_and_its_exit_code(
     assert "Traceback" not in error
     assert len([line for line in error.splitlines() if line.startswith(("dmlm-cli: error", "Error"))]) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [["--shards", "{tmp}"], ["--codebook", "{tmp}", "--source", "coco"]])
+@pytest.mark.parametrize("option", ["--out", "--html"])
+def test_what_cannot_be_written_is_a_usage_error_before_the_work(
+    option: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    assert run(["inspect", *given, option, str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"dmlm-cli: error: {tmp_path}: Is a directory")
+
+
+def test_a_path_of_the_wrong_kind_is_a_usage_error_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts").write_text("a\tHELLO\n")
+    texts = str(tmp_path / "texts")
+    for out in (tmp_path, tmp_path / "texts" / "scores.json"):
+        assert run(["score", "--references", texts, "--hypotheses", texts, "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"dmlm-cli: error: {tmp_path}")
+        assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone", "x"), PermissionError("no path")])
+def test_an_error_that_no_path_explains_stays_what_it_is(
+    error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command()
+    def train() -> None:
+        raise error
+
+    monkeypatch.setattr(group, "get_command", lambda context, name: train)
+    with pytest.raises(type(error)):
+        run(["train"])
 
 
 @pytest.mark.parametrize(

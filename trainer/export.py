@@ -8,13 +8,20 @@ No trainer state and no pickle; the weights are copied as they are.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Final
 
 from dmlm.pipeline.errors import CheckpointError, ConfigError
-from dmlm.pipeline.storage import atomic_writer, sha256_file, sync_directory, write_bytes, write_json
+from dmlm.pipeline.storage import (
+    atomic_writer,
+    is_vacant,
+    publish_folder,
+    scratch_for,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from dmlm.trainer.checkpoint import DONE_NAME, Checkpoint, load_checkpoint, resolve_checkpoint
 from dmlm.trainer.model_card import write_card
 
@@ -34,18 +41,13 @@ def export_checkpoint(checkpoint_dir: Path, out_dir: Path) -> Checkpoint:
         ConfigError: There is no checkpoint, or `out_dir` holds something.
         CheckpointError: The checkpoint is damaged, or its ids are not those of its vocabulary.
     """
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+    if not is_vacant(out_dir):
         raise ConfigError(f"{out_dir} is there and not empty; choose another --out")
     checkpoint = load_checkpoint(resolve_checkpoint(checkpoint_dir))
     _check_ids(checkpoint)
-    scratch = out_dir.parent / f".{out_dir.name}.tmp"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
+    with scratch_for(out_dir) as scratch:
         _write_files(checkpoint, scratch)
-        os.replace(scratch, out_dir)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    sync_directory(out_dir.parent)
+        publish_folder(scratch, out_dir, last=DONE_NAME)
     return checkpoint
 
 

@@ -1,13 +1,10 @@
 """`build-codebook`: a sample of the corpora -> speech codebook, image codebook, text tokenizer.
 
-DIR/speech, DIR/image and DIR/text are written beside DIR and appear all at once, so that a build that
-was killed leaves nothing that looks whole.
+DIR/speech, DIR/image and DIR/text are written to a scratch folder and appear all at once, or, in a folder
+that was there, before the card, so that a build that was killed leaves nothing that looks whole.
 """
 
 import logging
-import os
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -26,7 +23,7 @@ from dmlm.pipeline.images import load_image
 from dmlm.pipeline.progress import track
 from dmlm.pipeline.samples import ImageCaption, Modality, Utterance, Waveform
 from dmlm.pipeline.sources import describe_options
-from dmlm.pipeline.storage import sync_directory
+from dmlm.pipeline.storage import is_vacant, publish_folder, scratch_for
 from dmlm.pipeline.tokenizers.patch import ENCODER as PATCH
 from dmlm.pipeline.tokenizers.patch import image_to_patches, patch_features
 from dmlm.pipeline.tokenizers.pretrained import (
@@ -36,7 +33,7 @@ from dmlm.pipeline.tokenizers.pretrained import (
     name_speech_part,
     read_part,
 )
-from dmlm.pipeline.tokenizers.registry import is_codebook, load_tokenizers, read_card, write_card
+from dmlm.pipeline.tokenizers.registry import CARD, is_codebook, load_tokenizers, read_card, write_card
 from dmlm.pipeline.tokenizers.text import BPE, HuggingFaceTextTokenizer, load_text_tokenizer, train_bpe
 
 __all__ = ["BuildCodebookConfig", "CodebookReport", "SourceShare", "build_codebook", "is_codebook"]
@@ -80,8 +77,7 @@ def build_codebook(config: BuildCodebookConfig) -> CodebookReport:
     """
     start = time.monotonic()
     check_config(config)
-    is_free = not config.out_dir.exists() or (config.out_dir.is_dir() and not any(config.out_dir.iterdir()))
-    if not is_free and not is_codebook(config.out_dir):
+    if not is_vacant(config.out_dir) and not is_codebook(config.out_dir):
         raise ConfigError(f"{config.out_dir}: exists and is not a codebook; choose another --out")
     sample = draw_sample(
         config.sources,
@@ -138,9 +134,7 @@ def _check_same_settings(directory: Path, settings: Mapping[str, Any]) -> None:
 def _build(
     config: BuildCodebookConfig, sample: CorpusSample, settings: Mapping[str, Any], left_out: list[str]
 ) -> None:
-    # Its own name: another process may be building the same.
-    scratch = config.out_dir.with_name(f".{config.out_dir.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with scratch_for(config.out_dir, is_shared=True) as scratch:
         _make_text_tokenizer(config, sample).save(scratch / Modality.TEXT)
         if sample.images:
             _make_image_part(config, sample, left_out).save(scratch / Modality.IMAGE)
@@ -148,13 +142,11 @@ def _build(
             _make_speech_part(config, sample, left_out).save(scratch / Modality.SPEECH)
         write_card(scratch, settings)
         _publish(scratch, config.out_dir)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _publish(scratch: Path, out_dir: Path) -> None:
     try:
-        os.replace(scratch, out_dir)
+        publish_folder(scratch, out_dir, last=CARD)
     except OSError:
         if not is_codebook(out_dir):
             raise
@@ -163,7 +155,6 @@ def _publish(scratch: Path, out_dir: Path) -> None:
                 f"{out_dir}: another process has put another codebook there meanwhile; "
                 "choose another --out, or use that one"
             ) from None
-    sync_directory(out_dir.parent)
 
 
 def _make_text_tokenizer(config: BuildCodebookConfig, sample: CorpusSample) -> HuggingFaceTextTokenizer:

@@ -16,7 +16,14 @@ import numpy as np
 from dmlm.pipeline.errors import ConfigError, SampleError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem, TextLine, Utterance
-from dmlm.pipeline.sources import Source, SourceOptions, every_choice, open_source, sources_present
+from dmlm.pipeline.sources import (
+    Source,
+    SourceOptions,
+    check_options,
+    every_choice,
+    open_source,
+    sources_present,
+)
 from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers.text import check_unicode
@@ -142,7 +149,8 @@ def draw_sample(
         audio_seconds: Speech that will be taken of the sample; 0: all, so every utterance is kept.
 
     Raises:
-        ConfigError: No source, a source or split that is not there, or a share that is not positive.
+        ConfigError: No source, a source or split that is not there, a share that is not positive, or an
+            option that no source reads.
     """
     chosen = sources or [SourceShare(name=name) for name in sources_present(root)]
     if not chosen:
@@ -154,6 +162,7 @@ def draw_sample(
             raise ConfigError(
                 f"source {source.name}: its share must be a positive number, not {source.share}"
             )
+    check_options(options, [source.name for source in chosen])
     return CorpusSample(
         parts=tuple(
             _draw(source, _open_choices(source.name, root, splits, options), limit, seed, audio_seconds)

@@ -104,8 +104,10 @@ def _is_file(path: Path, sha256: str) -> bool:
 
 
 def _remove_others(directory: Path, kept: Iterable[str]) -> None:
-    """Shards of an earlier data set at the same address."""
+    """Shards of an earlier data set at the same address, and what a killed run had fetched of a file."""
     kept = set(kept)
+    for path in directory.rglob("*.????????.tmp"):
+        path.unlink()
     for path in directory.iterdir():
         if path.suffix in SHARD_SUFFIXES and path.name not in kept:
             path.unlink()

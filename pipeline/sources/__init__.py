@@ -4,6 +4,7 @@ from dmlm.pipeline.sources.interface import (
     DEFAULT_OPTIONS,
     Source,
     SourceOptions,
+    check_options,
     describe_options,
     read_options,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "DEFAULT_OPTIONS",
     "Source",
     "SourceOptions",
+    "check_options",
     "describe_options",
     "every_choice",
     "open_source",

@@ -27,6 +27,7 @@ NAME = "hf"
 _SAVED = ("dataset_dict.json", "state.json")
 _PATTERNS = ("**/*.parquet", "**/*.arrow", "**/metadata.csv", "**/metadata.jsonl")
 _MEDIA = {"audio", "image"}
+_TEXTS = {"string", "large_string", "string_view"}
 _NAMES = {"key", "speaker"}
 """Fields that may be numbers in a data set."""
 _USUAL_NAMES = {
@@ -123,7 +124,7 @@ def _choose_columns(features: Mapping[str, Any], options: SourceOptions) -> dict
         if kind in _MEDIA:
             chosen.setdefault(kind, column)
     for field, names in _USUAL_NAMES.items():
-        usual = [name for name in names if getattr(features.get(name), "dtype", None) == "string"]
+        usual = [name for name in names if getattr(features.get(name), "dtype", None) in _TEXTS]
         if usual:
             chosen.setdefault(field, usual[0])
     if not chosen.keys() & {*_MEDIA, "text"}:

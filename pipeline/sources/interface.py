@@ -5,10 +5,10 @@ the rest.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import SourceItem
@@ -23,7 +23,7 @@ CocoPartition = Literal["2014", "2017", "karpathy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
-    """Settings that only some corpora need; the others ignore them.
+    """Settings that only some corpora need; `check_options` refuses them for the others.
 
     Raises:
         ConfigError: A speed is out of range.
@@ -57,12 +57,39 @@ class SourceOptions:
 
 
 DEFAULT_OPTIONS = SourceOptions()
+_READERS: Final[Mapping[str, Collection[str]]] = {
+    "lang_pair": ("covost",),
+    "microphone": ("ami",),
+    "truncated_words": ("ami",),
+    "coco_splits": ("coco",),
+    "language": ("hf", "text", "units"),
+    "columns": ("hf",),
+    "num_units": ("units",),
+    "units_name": ("units",),
+    "speeds": ("librispeech", "ami", "covost", "jsonl", "hf"),
+}
+"""The sources that read each option."""
+
+
+def check_options(options: SourceOptions, sources: Collection[str]) -> None:
+    """Raises ConfigError for an option that none of the sources reads."""
+    for name in _changed(options):
+        if not {*sources} & {*_READERS[name]}:
+            option = "--speed" if name == "speeds" else f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option}: not read by --source {', '.join(sources)}, only by {', '.join(_READERS[name])}; "
+                "leave it out"
+            )
+
+
+def _changed(options: SourceOptions) -> dict[str, Any]:
+    defaults = asdict(DEFAULT_OPTIONS)
+    return {name: value for name, value in asdict(options).items() if value != defaults[name]}
 
 
 def describe_options(options: SourceOptions) -> dict[str, Any]:
     """The language pair, and whatever else differs from the defaults."""
-    defaults = asdict(DEFAULT_OPTIONS)
-    changed = {name: value for name, value in asdict(options).items() if value != defaults[name]}
+    changed = _changed(options)
     if "speeds" in changed:
         changed["speeds"] = list(options.speeds)
     return {"lang_pair": options.lang_pair, **changed}

@@ -6,6 +6,7 @@ The same settings give the same bytes, whatever the number of workers, as long a
 sample.json and the kind of processor stay the same.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -74,8 +75,8 @@ def _settings(config: SampleConfig, texts: Sequence[Sequence[str]]) -> Settings:
             raise ConfigError(f"{name} must be at least 1, not {count}")
     if config.hours is not None and not texts:
         raise ConfigError("--hours: says how much of a --text to speak; give one")
-    if config.hours is not None and config.hours <= 0:
-        raise ConfigError(f"--hours {config.hours:g}: must be above 0")
+    if config.hours is not None and not 0 < config.hours < math.inf:
+        raise ConfigError(f"--hours {config.hours:g}: must be a number above 0")
     return {
         "dmlm": version("dmlm"),
         "seed": config.seed,

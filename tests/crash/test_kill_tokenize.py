@@ -1,11 +1,13 @@
 """R1, R4: `tokenize` killed at any moment: no reader takes what is left for a data set, and the next run ends
-with the bytes of an undisturbed one.
+with the bytes of an undisturbed one. SIGTERM leaves no scratch folder either and ends with exit code 130.
 
 Fail points are the calls that make files durable (`os.fsync`, `os.replace`), counted from outside the code.
 """
 
 import runpy
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmlm.pipeline.errors import ConfigError, ShardCorruptError
+from dmlm.pipeline.errors import ConfigError, ExitCode, ShardCorruptError
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
 from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 
@@ -121,3 +123,34 @@ def test_killed_at_random_it_ends_with_the_same_bytes(
         tokenize(settings(out_dir))
         assert content(out_dir) == content(undisturbed)
         assert not list(out_dir.rglob("*.tmp"))
+
+
+UNTIL_TOLD_TO_END = """
+import signal, sys
+from dmlm.cli import main
+from dmlm.pipeline.codebooks import building
+
+def wait(*arguments):
+    print("a scratch folder is there", flush=True)
+    signal.pause()
+
+building.write_card = wait
+main(sys.argv[1:])
+"""
+
+
+def test_told_to_end_it_removes_its_scratch_and_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("old ships sail home\n")
+    command = [sys.executable, "-c", UNTIL_TOLD_TO_END, "tokenize", "--source", "text", "--root", "texts.txt"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "a scratch folder is there\n"
+        assert [path.name for path in tmp_path.glob(".codebook.*.tmp")]
+        process.terminate()
+        _, message = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED, message
+    assert "interrupted; run the same command again to go on" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from dmlm.pipeline.storage import as_os_errors, atomic_writer, encode_json, sha256_json, write_bytes
+from dmlm.pipeline.storage import (
+    as_os_errors,
+    atomic_writer,
+    check_writable,
+    encode_json,
+    is_vacant,
+    publish_folder,
+    scratch_for,
+    sha256_json,
+    write_bytes,
+)
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
@@ -21,6 +31,70 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: P
         write_half()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["card.json"]
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        check_writable(tmp_path)
+    with pytest.raises(NotADirectoryError, match="file"):
+        check_writable(tmp_path / "file" / "new" / "out.json")
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new" / "out.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def write_folder(out_dir: Path) -> None:
+    with scratch_for(out_dir) as scratch:
+        (scratch / "text").mkdir()
+        for name in ("card.json", "text/tokens.json"):
+            (scratch / name).touch()
+        publish_folder(scratch, out_dir, last="card.json")
+
+
+def test_a_folder_that_is_there_is_filled_and_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, link, new = tmp_path / "there", tmp_path / "link", tmp_path / "new"
+    there.mkdir()
+    inode = there.stat().st_ino
+    link.symlink_to("linked")
+    write_folder(there)
+    write_folder(link)
+    write_folder(new)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_folder(Path())
+    assert there.stat().st_ino == inode  # a mount point cannot be replaced
+    assert link.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "link", "linked", "new", "here"}
+    for name in ("there", "linked", "new", "here"):
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"card.json", "text"}
+
+
+def test_a_folder_that_is_there_is_whole_only_when_everything_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace_all_but_the_card(source: Path, target: Path) -> None:
+        if source.name == "card.json":
+            raise KeyboardInterrupt
+        source.rename(target)
+
+    monkeypatch.setattr("os.replace", replace_all_but_the_card)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+    assert not is_vacant(tmp_path)
+
+
+def test_what_another_process_put_there_meanwhile_stays_as_it_is(tmp_path: Path) -> None:
+    with scratch_for(tmp_path, is_shared=True) as scratch:
+        assert is_vacant(tmp_path)  # as another process sees it, and after a kill
+        (scratch / "mine").touch()
+        (tmp_path / "theirs").touch()
+        with pytest.raises(OSError, match="not empty"):
+            publish_folder(scratch, tmp_path, last="mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,9 @@ def test_a_checkpoint_of_an_older_version_lists_the_tasks_that_it_has_tokens_for
 @pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
 def test_an_empty_folder_is_taken_and_a_full_one_is_not(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    inode = (tmp_path / "empty").stat().st_ino
     assert run(["export", "--checkpoint", str(checkpoint.path), "--out", str(tmp_path / "empty")]) == 0
+    assert (tmp_path / "empty").stat().st_ino == inode  # a mount point cannot be replaced
     before = read_all(tmp_path)
     with pytest.raises(ConfigError, match="not empty"):
         export_checkpoint(checkpoint.path, tmp_path / "empty")

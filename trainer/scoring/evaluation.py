@@ -15,6 +15,7 @@ from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.progress import track
 from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.storage import check_writable
 from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
@@ -94,6 +95,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         FingerprintMismatchError: Checkpoint and shards, or the vocoder, were made with different tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
         MissingDependencyError: A scorer's package is not installed.
+        OSError: `out_path` is a folder, or cannot be written.
     """
     start = time.monotonic()
     _check_task(config)
@@ -101,6 +103,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     out_path = config.out_path or default_out_path(path, config.task)
     if config.out_path is None:
         sys.stderr.write(f"--out not given: using {out_path}\n")
+    check_writable(out_path)
     checkpoint = load_checkpoint(path, str(open_device(config.device)))
     shards = open_matching_shards(config.shards, checkpoint, config.task)
     splits = choose_splits(shards, config.splits, config.task, checkpoint.settings.recipe)

@@ -238,7 +238,6 @@ def test_left_over_of_a_killed_build_is_no_codebook(config: BuildCodebookConfig,
     killed = tmp_path / ".out.00000000.tmp" / "speech"
     killed.mkdir(parents=True)
     (killed / "old.json").touch()
-    (tmp_path / "out").mkdir()  # an empty folder may be given
     coco = replace(config, sources=(SourceShare(name="coco"),), out_dir=tmp_path / "out")
     assert build_codebook(coco).speech is None
     assert is_codebook(coco.out_dir)
@@ -246,11 +245,25 @@ def test_left_over_of_a_killed_build_is_no_codebook(config: BuildCodebookConfig,
     assert not list(coco.out_dir.rglob("old.json"))
 
 
+def test_an_empty_folder_is_taken_also_through_a_link_or_with_what_a_killed_build_left(
+    config: BuildCodebookConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "disk" / ".disk.00000000.tmp" / "speech").mkdir(parents=True)
+    (tmp_path / "out").symlink_to("disk")
+    coco = replace(config, sources=(SourceShare(name="coco"),), out_dir=tmp_path / "out")
+    assert build_codebook(coco).speech is None
+    assert coco.out_dir.is_symlink()
+    load_tokenizers(tmp_path / "disk")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_another_process_may_build_the_same_codebook_meanwhile_but_no_other(
-    config: BuildCodebookConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    config: BuildCodebookConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, is_there: bool
 ) -> None:
     mine = replace(config, sources=(SourceShare(name="coco"),), out_dir=tmp_path / "out")
+    if is_there:
+        mine.out_dir.mkdir()
     write_card = codebook_building.write_card
 
     def write_card_late(*arguments: object) -> None:
@@ -265,6 +278,7 @@ def test_another_process_may_build_the_same_codebook_meanwhile_but_no_other(
         with pytest.raises(ConfigError, match="another codebook there meanwhile"):
             build_codebook(mine)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name for path in mine.out_dir.iterdir()} == {"codebook.json", "image", "text"}
     assert read_card(mine.out_dir)["settings"]["seed"] == seed
     load_tokenizers(mine.out_dir)
 

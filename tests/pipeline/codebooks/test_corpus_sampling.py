@@ -131,6 +131,12 @@ def test_all_language_pairs_and_years_are_drawn_from_unless_one_is_named(
     assert {image.split for image in coco.images} == {*coco.splits} == image_splits
 
 
+def test_options_that_no_source_reads_are_refused(several: Path) -> None:
+    for options in (SourceOptions(microphone="sdm"), SourceOptions(lang_pair="it_en", language="it")):
+        with pytest.raises(ConfigError, match="not read by --source covost, coco, only by"):
+            draw_sample((), several, splits=None, options=options, limit=None, seed=0)
+
+
 def test_splits_and_limits_hold_for_each_language_pair(several: Path) -> None:
     def draw(splits: list[str], limit: int | None = None) -> Counter[tuple[str | None, str]]:
         source = SourceShare(name="covost")

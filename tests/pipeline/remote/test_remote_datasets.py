@@ -106,6 +106,15 @@ def test_a_data_set_that_was_replaced_replaces_its_mirror(
     assert load_dataset_card(local) == load_dataset_card(other)
 
 
+def test_what_a_killed_run_left_in_the_mirror_is_removed(published: RemoteFolder) -> None:
+    local = dataset_folder(ADDRESS)
+    (local / "codebook").mkdir()
+    for name in ("toy-000000.tar.0123abcd.tmp", "codebook/codebook.json.0123abcd.tmp"):
+        (local / name).touch()
+    dataset_folder(ADDRESS)
+    assert not list(local.rglob("*.tmp"))
+
+
 def test_names_that_a_card_or_a_listing_makes_up_stay_in_the_mirror(
     published: RemoteFolder, bucket: Any, tmp_path: Path
 ) -> None:

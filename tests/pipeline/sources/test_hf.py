@@ -119,6 +119,13 @@ def test_images_and_plain_texts_are_read(tmp_path):
     assert "train.jsonl:2: needs audio, image or text" in nothing.reason
 
 
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])
+def test_texts_of_every_arrow_type_are_read(tmp_path, kind):
+    pq.write_table(pa.table({"text": pa.array(["one"]).cast(kind)}), tmp_path / "train.parquet")
+    (text,) = read(tmp_path)
+    assert text.text == "one"
+
+
 def test_columns_may_be_named(tmp_path):
     pq.write_table(speech_table([0.1], id=["k-1"], words=["yes"]), tmp_path / "test.parquet")
     (item,) = read(tmp_path, columns="key=id,text=words")

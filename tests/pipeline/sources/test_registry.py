@@ -9,6 +9,7 @@ from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.source_names import CORPUS_NAMES, SOURCE_NAMES
 from dmlm.pipeline.sources import (
     SourceOptions,
+    check_options,
     describe_options,
     open_source,
     read_options,
@@ -135,3 +136,22 @@ def test_speeds_that_would_give_one_key_twice_are_refused(speeds):
 def test_options_come_back_from_the_settings_of_a_data_set():
     for options in (SourceOptions(), SourceOptions(speeds=(0.9, 1.1), microphone="sdm")):
         assert read_options(json.loads(json.dumps(describe_options(options)))) == options
+
+
+def test_every_option_has_sources_that_read_it():
+    changed = SourceOptions(
+        lang_pair="it_en",
+        microphone="sdm",
+        truncated_words="drop",
+        coco_splits="2017",
+        language="it",
+        columns="key=id",
+        num_units=5,
+        units_name="theirs",
+        speeds=(0.9,),
+    )
+    assert describe_options(changed).keys() == set(SourceOptions.__slots__)
+    check_options(changed, SOURCE_NAMES)
+    check_options(SourceOptions(), [])
+    with pytest.raises(ConfigError, match="--units-name: not read by"):
+        check_options(SourceOptions(units_name="theirs"), set(SOURCE_NAMES) - {"units"})

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def test_pieces_are_spoken_by_many_speakers(tmp_path: Path) -> None:
     assert len(list((tmp_path / "spoken" / "LibriSpeech" / "train-text").iterdir())) > 12
 
 
-@pytest.mark.parametrize(("texts", "hours"), [((), 1.0), (("prompts.txt",), 0.0)])
+@pytest.mark.parametrize(
+    ("texts", "hours"), [((), 1.0), *((("prompts.txt",), hours) for hours in (0.0, math.nan, math.inf))]
+)
 def test_hours_need_a_text_and_must_be_above_0(tmp_path: Path, texts: tuple[str, ...], hours: float) -> None:
     (tmp_path / "prompts.txt").write_text("hello\n")
     paths = tuple(tmp_path / name for name in texts)

@@ -260,6 +260,17 @@ def test_a_checkpoint_is_hashed_once(config: EvaluateConfig, spoken_run, monkeyp
     assert hashed.count("model.safetensors") == 1
 
 
+def test_a_folder_as_out_is_refused_before_anything_is_decoded(
+    config: EvaluateConfig, tmp_path: Path, capsys
+) -> None:
+    data = ["--checkpoint", str(config.checkpoint), "--shards", str(config.shards[0])]
+    out = tmp_path / "out"
+    out.mkdir()
+    assert run(["evaluate", *data, "--device", "cpu", "--out", str(out)]) == 2
+    assert f"{out}: Is a directory" in capsys.readouterr().err
+    assert list(tmp_path.rglob("*")) == [out]
+
+
 def test_beams_are_written_into_the_settings(config: EvaluateConfig) -> None:
     report = evaluate(replace(config, splits=("train-tiny",), decoding=DecodingConfig(num_beams=3)))
     assert report.metrics.wer == 0
