@@ -27,7 +27,7 @@ class ModelConfig:
     architecture: Literal["opt", "llama"] = "opt"
     """Of a model from scratch. OPT is the paper's; Llama's rotary positions learn to listen from far less."""
     init: str | None = None
-    """Hugging Face name or folder, GGUF file, or checkpoint of dmlm; its shape replaces the fields below."""
+    """Hugging Face name or folder, GGUF file, checkpoint or run; its shape replaces the fields below."""
     num_layers: int = 4
     """Of a model from scratch."""
     width: int = 192

@@ -33,7 +33,13 @@ from dmlm.trainer.distributed import ALONE, Ranks, whole_model
 from dmlm.trainer.interruption import stop_signal
 from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
-from dmlm.trainer.resuming import choose_checkpoint, resumed_settings, shareable_init, with_init
+from dmlm.trainer.resuming import (
+    choose_checkpoint,
+    resolve_init,
+    resumed_settings,
+    shareable_init,
+    with_init,
+)
 from dmlm.trainer.settings import (
     RUN_SETTINGS_NAME,
     RunSettings,
@@ -90,6 +96,7 @@ def train(config: TrainConfig, ranks: Ranks = ALONE) -> TrainReport:
     Raises:
         ConfigError: The config cannot be honoured, or `out_dir` holds another run.
         MissingDependencyError: The package of a tracker is not installed.
+        CheckpointError: What the run begins with is damaged, or all that it could go on from is.
         FingerprintMismatchError: Data sets, model or checkpoint differ in tokenizers or settings.
         NotFiniteError: The loss or the gradient became NaN or infinite; the checkpoints before are kept.
         ShardCorruptError: The bytes of a shard are not those of its card, whenever that is found.
@@ -123,6 +130,8 @@ class _Run:
         )
         self._trackers = config.trackers
         self._checkpoint = self._find_checkpoint(config.resume)
+        if self._checkpoint is None:
+            self._recipe = with_init(recipe, resolve_init(recipe.model.init))
         self._stream = TokenStream(data, recipe, config.seed, rank=ranks.rank, world_size=ranks.world_size)
         self._model = self._build_model().to(device)
         self._settings = replace(self._settings, trained=self._find_trained())
