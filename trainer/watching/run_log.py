@@ -181,8 +181,8 @@ def _say(text: str) -> None:
 def _read_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    # A killed run may leave a torn last line.
-    lines = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
+    # A killed run may leave a last line that is torn, also inside a character.
+    lines = map(json.loads, path.read_bytes().split(b"\n")[:-1])
     return [line for line in lines if line["step"] <= last_step]
 
 

@@ -174,7 +174,8 @@ def test_a_checkpoint_that_was_saved_unvalidated_is_validated_on_resume(
     train(config)
     path = config.out_dir / "validation.jsonl"
     kept = path.read_text().splitlines()
-    path.write_text("".join(f"{line}\n" for line in kept[:-1]) + '{"torn')
+    torn_inside_a_character = '{"torn": "ü'.encode()[:-1]
+    path.write_bytes("".join(f"{line}\n" for line in kept[:-1]).encode() + torn_inside_a_character)
     (config.out_dir / "best").unlink()
     train(replace(config, resume=True))
     assert [line["step"] for line in lines(config.out_dir)] == [3, 6, 8]
