@@ -142,8 +142,10 @@ class _Run:
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
         self._plan = make_plan(self._stream.groups, recipe, config.seed)
-        history = read_history(self._out_dir, self._num_done)
-        self._validator = open_validator(data, recipe, self._step.products, ranks, history)
+        self._validator = open_validator(data, recipe, self._step.products, ranks)
+        if self._validator is not None:
+            set_sha256 = self._validator.set_sha256
+            self._validator.history = read_history(self._out_dir, self._num_done, set_sha256)
 
     @property
     def plan(self) -> str:

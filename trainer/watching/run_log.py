@@ -121,11 +121,13 @@ class NoLog:
         """Closes nothing."""
 
 
-def read_history(run_dir: Path, last_step: int) -> History:
-    """The validations of a run up to step `last_step`."""
+def read_history(run_dir: Path, last_step: int, set_sha256: str) -> History:
+    """The validations of a run up to step `last_step`; the best of those on the sequences of `set_sha256`."""
     lines = _read_lines(run_dir / VALIDATION_NAME, last_step)
     newest_step = lines[-1]["step"] if lines else 0
-    judged = [line for line in lines if not math.isnan(line["loss"])]
+    # Older lines do not tell on which sequences; taken as these, they cost no run its best checkpoint.
+    same = [line for line in lines if line.get("set_sha256", set_sha256) == set_sha256]
+    judged = [line for line in same if not math.isnan(line["loss"])]
     if not judged:
         return History(newest_step=newest_step)
     best = min(judged, key=lambda line: line["loss"])
