@@ -29,6 +29,7 @@ TRAINING_HALF = sorted(
 OPEN_TO_TRAINING = (
     *(
         "samples",
+        "source_names",
         "errors",
         "vocabulary",
         "shards",
