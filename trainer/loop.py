@@ -39,6 +39,7 @@ from dmlm.trainer.resuming import (
     resumed_settings,
     shareable_init,
     with_init,
+    with_special_tokens,
 )
 from dmlm.trainer.settings import (
     RUN_SETTINGS_NAME,
@@ -117,8 +118,12 @@ class _Run:
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         recipe = with_init(config.recipe, config.init or config.recipe.model.init)
         device = open_device(ranks.device_name(config.device))
-        data = open_training_data(config.shards, config.limit)
         self._recipe, self._seed, self._out_dir, self._ranks = recipe, config.seed, config.out_dir, ranks
+        data = open_training_data(config.shards, config.limit)
+        self._checkpoint = self._find_checkpoint(config.resume)
+        if self._checkpoint is None:
+            self._recipe = with_init(recipe, resolve_init(recipe.model.init))
+        data = with_special_tokens(data, self._checkpoint or self._recipe.model.init)
         self._codebook_dirs, self._shard_files = data.codebook_dirs, data.files
         self._settings = RunSettings(
             recipe=with_init(recipe, shareable_init(recipe.model.init)),
@@ -128,10 +133,9 @@ class _Run:
             fingerprints=data.fingerprints,
             vocabulary=data.vocabulary,
         )
+        if self._checkpoint is not None:
+            self._settings = resumed_settings(self._checkpoint, self._settings, recipe.model.init)
         self._trackers = config.trackers
-        self._checkpoint = self._find_checkpoint(config.resume)
-        if self._checkpoint is None:
-            self._recipe = with_init(recipe, resolve_init(recipe.model.init))
         self._stream = TokenStream(data, recipe, config.seed, rank=ranks.rank, world_size=ranks.world_size)
         self._model = self._build_model().to(device)
         self._settings = replace(self._settings, trained=self._find_trained())
@@ -207,13 +211,10 @@ class _Run:
 
     def _find_checkpoint(self, resume: bool) -> Path | None:
         newest = choose_checkpoint(self._out_dir, self._ranks)
-        if newest is None:
-            return None
-        if not resume:
+        if newest is not None and not resume:
             raise ConfigError(
                 f"{self._out_dir} holds a run already: add --resume to go on, or choose another --out"
             )
-        self._settings = resumed_settings(newest, self._settings, self._recipe.model.init)
         return newest
 
     def _find_trained(self) -> tuple[TrainedTask, ...]:

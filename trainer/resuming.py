@@ -7,7 +7,9 @@ from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.storage import sha256_file
 from dmlm.trainer.checkpoint import DONE_NAME, checkpoint_path, latest_checkpoint, resolve_checkpoint
 from dmlm.trainer.config import Recipe
+from dmlm.trainer.data.dataset import TrainingData
 from dmlm.trainer.distributed import Ranks
+from dmlm.trainer.models.model import read_vocabulary
 from dmlm.trainer.settings import SETTINGS_NAME, RunSettings, check_same_run, read_settings
 
 
@@ -72,6 +74,14 @@ def resolve_init(init: str | None) -> str | None:
     is_checkpoint = (Path(init) / SETTINGS_NAME).is_file()
     found = resolve_checkpoint(Path(init)) if is_checkpoint else latest_checkpoint(Path(init))
     return init if found is None else str(found)
+
+
+def with_special_tokens(data: TrainingData, start: str | Path | None) -> TrainingData:
+    """Training data in the vocabulary of what a run starts from: a checkpoint may be of another version."""
+    known = None if start is None else read_vocabulary(start)
+    if known is None:
+        return data
+    return replace(data, vocabulary=replace(data.vocabulary, special_tokens=known.special_tokens))
 
 
 def _mark_of(checkpoint: Path) -> bytes:
