@@ -56,7 +56,6 @@ class CorpusManifest:
     name: str
     title: str
     licence: str
-    homepage: str
     default_root: str
     """Folder that holds `corpus_dir`, relative to the working directory."""
     corpus_dir: str

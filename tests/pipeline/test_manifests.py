@@ -15,7 +15,6 @@ MANIFEST = """\
 name: x
 title: X
 licence: CC0
-homepage: https://example.org
 default_root: data
 corpus_dir: X
 text_rule: lower

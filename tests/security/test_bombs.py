@@ -267,7 +267,7 @@ def test_annotation_bombs(measure_costs: Callable[..., list], tmp_path: Path) ->
 
 def test_manifest_bomb_has_a_short_message() -> None:
     lists = ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
-    keys = ("name", "licence", "homepage", "default_root", "corpus_dir", "text_rule")
+    keys = ("name", "licence", "default_root", "corpus_dir", "text_rule")
     text = f"title: [&a0 [ha], {lists}]\n" + "".join(f"{key}: a\n" for key in keys) + "splits: []\n"
     with pytest.raises(ConfigError, match="title: expected str") as raised:
         parse_corpus_manifest(text, "bomb.yaml")
