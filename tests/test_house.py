@@ -37,6 +37,7 @@ OPEN_TO_TRAINING = (
         "randomness",
         "progress",
         "suggestions",
+        "strict_config",
         "devices",
     ),
     "tokenizers",  # the type Fingerprint only

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import yaml
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.strict_config import build_strictly
 from dmlm.trainer.recipe_rules import check_recipe
-from dmlm.trainer.strict_config import build_strictly
 
 TaskName = Literal["asr", "s2tt", "t2s", "i2t", "speech", "text", "image"]
 TrackerName = Literal["tensorboard", "wandb"]
