@@ -1,22 +1,19 @@
 """Typed reading of the packaged manifests: what a corpus is, where to get it, which weights are pinned."""
 
-import types
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from importlib import resources
-from reprlib import repr as short_repr
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal
 
 import yaml
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.strict_config import build_strictly
 from dmlm.pipeline.suggestions import did_you_mean
 
 MANIFEST_PACKAGE = "dmlm.data_manifests"
 WEIGHTS = "weights"
 
 Partition = Literal["train", "dev", "test"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +53,6 @@ class CorpusManifest:
     name: str
     title: str
     licence: str
-    homepage: str
     default_root: str
     """Folder that holds `corpus_dir`, relative to the working directory."""
     corpus_dir: str
@@ -116,7 +112,7 @@ def load_manifest(source: str) -> CorpusManifest:
 
 def load_weights_manifest() -> WeightsManifest:
     """Manifest of the pinned weights."""
-    return _build(WeightsManifest, _parse_yaml(_read(WEIGHTS), "weights.yaml"), "weights.yaml")
+    return build_strictly(WeightsManifest, _parse_yaml(_read(WEIGHTS), "weights.yaml"), "weights.yaml")
 
 
 def parse_corpus_manifest(text: str, where: str) -> CorpusManifest:
@@ -125,7 +121,7 @@ def parse_corpus_manifest(text: str, where: str) -> CorpusManifest:
     Raises:
         ConfigError: Not YAML, or a key that is unknown, missing or of a wrong type.
     """
-    return _build(CorpusManifest, _parse_yaml(text, where), where)
+    return build_strictly(CorpusManifest, _parse_yaml(text, where), where)
 
 
 def _manifest_names() -> list[str]:
@@ -144,39 +140,3 @@ def _parse_yaml(text: str, where: str) -> object:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid YAML ({str(error).splitlines()[0]})") from error
-
-
-def _build(kind: type[T], content: object, where: str) -> T:
-    """Dataclass `kind` from a mapping with exactly its keys."""
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{where}: expected a mapping, found {type(content).__name__}")
-    hints = get_type_hints(kind)
-    for key in content:
-        if key not in hints:
-            raise ConfigError(f"{where}: unknown key {key!r}{did_you_mean(str(key), hints)}")
-    required = [field.name for field in fields(kind) if field.default is MISSING]  # type: ignore[arg-type]
-    for key in required:
-        if key not in content:
-            raise ConfigError(f"{where}: key {key!r} is missing")
-    return kind(**{key: _convert(value, hints[key], f"{where}: {key}") for key, value in content.items()})
-
-
-def _convert(value: object, hint: Any, where: str) -> object:
-    """Value of the type `hint`; errors show little of it, for a few lines of YAML can unfold to gigabytes."""
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where}: expected a list, found {short_repr(value)}")
-        (item_hint, _) = get_args(hint)
-        return tuple(_convert(item, item_hint, f"{where}[{i}]") for i, item in enumerate(value))
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ConfigError(
-                f"{where}: expected one of {', '.join(get_args(hint))}, found {short_repr(value)}"
-            )
-        return value
-    if hasattr(hint, "__dataclass_fields__"):
-        return _build(hint, value, where)
-    if isinstance(value, bool) or not isinstance(value, hint):
-        name = str(hint) if isinstance(hint, types.UnionType) else hint.__name__
-        raise ConfigError(f"{where}: expected {name}, found {short_repr(value)}")
-    return value

@@ -71,7 +71,7 @@ _CODEBOOK_OPTIONS = (
         "--text-tokenizer",
         default="bpe:400",
         show_default=True,
-        help="A Hugging Face name or folder, or bpe:N to train one here.",
+        help="A Hugging Face name or folder, a GGUF file, or bpe:N to train one here.",
     ),
     click.option(
         "--image-tokenizer",
@@ -121,7 +121,7 @@ _CHOICE_OPTIONS = (
     click.option(
         "--text-tokenizer",
         "text",
-        help="Text tokens in place of the codebook's: a Hugging Face name or folder, or bpe:256 (bytes).",
+        help="Text tokens in place of the codebook's: Hugging Face name or folder, GGUF file, or bpe:256.",
     ),
 )
 

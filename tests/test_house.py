@@ -29,6 +29,7 @@ TRAINING_HALF = sorted(
 OPEN_TO_TRAINING = (
     *(
         "samples",
+        "source_names",
         "errors",
         "vocabulary",
         "shards",
@@ -36,6 +37,7 @@ OPEN_TO_TRAINING = (
         "randomness",
         "progress",
         "suggestions",
+        "strict_config",
         "devices",
     ),
     "tokenizers",  # the type Fingerprint only

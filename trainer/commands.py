@@ -23,7 +23,9 @@ from dmlm.pipeline.remote.options import shards_option
     multiple=True,
     help="Puts a value in the place of the recipe's, such as loss.speech=0.5; may be repeated.",
 )
-@click.option("--init", help="Model to start from: Hugging Face name or folder, GGUF file, or checkpoint.")
+@click.option(
+    "--init", help="Model to start from: Hugging Face name or folder, GGUF file, checkpoint or run."
+)
 @click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
 @click.option(

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import yaml
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.strict_config import build_strictly
 from dmlm.trainer.recipe_rules import check_recipe
-from dmlm.trainer.strict_config import build_strictly
 
 TaskName = Literal["asr", "s2tt", "t2s", "i2t", "speech", "text", "image"]
 TrackerName = Literal["tensorboard", "wandb"]
@@ -27,7 +27,7 @@ class ModelConfig:
     architecture: Literal["opt", "llama"] = "opt"
     """Of a model from scratch. OPT is the paper's; Llama's rotary positions learn to listen from far less."""
     init: str | None = None
-    """Hugging Face name or folder, GGUF file, or checkpoint of dmlm; its shape replaces the fields below."""
+    """Hugging Face name or folder, GGUF file, checkpoint or run; its shape replaces the fields below."""
     num_layers: int = 4
     """Of a model from scratch."""
     width: int = 192

@@ -33,7 +33,14 @@ from dmlm.trainer.distributed import ALONE, Ranks, whole_model
 from dmlm.trainer.interruption import stop_signal
 from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
-from dmlm.trainer.resuming import choose_checkpoint, resumed_settings, shareable_init, with_init
+from dmlm.trainer.resuming import (
+    choose_checkpoint,
+    resolve_init,
+    resumed_settings,
+    shareable_init,
+    with_init,
+    with_special_tokens,
+)
 from dmlm.trainer.settings import (
     RUN_SETTINGS_NAME,
     RunSettings,
@@ -90,6 +97,7 @@ def train(config: TrainConfig, ranks: Ranks = ALONE) -> TrainReport:
     Raises:
         ConfigError: The config cannot be honoured, or `out_dir` holds another run.
         MissingDependencyError: The package of a tracker is not installed.
+        CheckpointError: What the run begins with is damaged, or all that it could go on from is.
         FingerprintMismatchError: Data sets, model or checkpoint differ in tokenizers or settings.
         NotFiniteError: The loss or the gradient became NaN or infinite; the checkpoints before are kept.
         ShardCorruptError: The bytes of a shard are not those of its card, whenever that is found.
@@ -110,8 +118,12 @@ class _Run:
     def __init__(self, config: TrainConfig, ranks: Ranks) -> None:
         recipe = with_init(config.recipe, config.init or config.recipe.model.init)
         device = open_device(ranks.device_name(config.device))
-        data = open_training_data(config.shards, config.limit)
         self._recipe, self._seed, self._out_dir, self._ranks = recipe, config.seed, config.out_dir, ranks
+        data = open_training_data(config.shards, config.limit)
+        self._checkpoint = self._find_checkpoint(config.resume)
+        if self._checkpoint is None:
+            self._recipe = with_init(recipe, resolve_init(recipe.model.init))
+        data = with_special_tokens(data, self._checkpoint or self._recipe.model.init)
         self._codebook_dirs, self._shard_files = data.codebook_dirs, data.files
         self._settings = RunSettings(
             recipe=with_init(recipe, shareable_init(recipe.model.init)),
@@ -121,8 +133,9 @@ class _Run:
             fingerprints=data.fingerprints,
             vocabulary=data.vocabulary,
         )
+        if self._checkpoint is not None:
+            self._settings = resumed_settings(self._checkpoint, self._settings, recipe.model.init)
         self._trackers = config.trackers
-        self._checkpoint = self._find_checkpoint(config.resume)
         self._stream = TokenStream(data, recipe, config.seed, rank=ranks.rank, world_size=ranks.world_size)
         self._model = self._build_model().to(device)
         self._settings = replace(self._settings, trained=self._find_trained())
@@ -133,8 +146,10 @@ class _Run:
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
         self._plan = make_plan(self._stream.groups, recipe, config.seed)
-        history = read_history(self._out_dir, self._num_done)
-        self._validator = open_validator(data, recipe, self._step.products, ranks, history)
+        self._validator = open_validator(data, recipe, self._step.products, ranks)
+        if self._validator is not None:
+            set_sha256 = self._validator.set_sha256
+            self._validator.history = read_history(self._out_dir, self._num_done, set_sha256)
 
     @property
     def plan(self) -> str:
@@ -196,13 +211,10 @@ class _Run:
 
     def _find_checkpoint(self, resume: bool) -> Path | None:
         newest = choose_checkpoint(self._out_dir, self._ranks)
-        if newest is None:
-            return None
-        if not resume:
+        if newest is not None and not resume:
             raise ConfigError(
                 f"{self._out_dir} holds a run already: add --resume to go on, or choose another --out"
             )
-        self._settings = resumed_settings(newest, self._settings, self._recipe.model.init)
         return newest
 
     def _find_trained(self) -> tuple[TrainedTask, ...]:

@@ -1,14 +1,16 @@
-"""What a run goes on from: one checkpoint for all ranks, which must be of the same run."""
+"""What a run begins with, or goes on from: one checkpoint for all ranks, which must be of the same run."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.storage import sha256_file
-from dmlm.trainer.checkpoint import DONE_NAME, checkpoint_path, latest_checkpoint
+from dmlm.trainer.checkpoint import DONE_NAME, checkpoint_path, latest_checkpoint, resolve_checkpoint
 from dmlm.trainer.config import Recipe
+from dmlm.trainer.data.dataset import TrainingData
 from dmlm.trainer.distributed import Ranks
-from dmlm.trainer.settings import RunSettings, check_same_run, read_settings
+from dmlm.trainer.models.model import read_vocabulary
+from dmlm.trainer.settings import SETTINGS_NAME, RunSettings, check_same_run, read_settings
 
 
 def choose_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
@@ -59,6 +61,27 @@ def with_init(recipe: Recipe, init: str | None) -> Recipe:
 def shareable_init(init: str | None) -> str | None:
     """What a checkpoint tells of its beginning: a hub's name, or a file's without this machine's path."""
     return Path(init).resolve().name if init is not None and Path(init).exists() else init
+
+
+def resolve_init(init: str | None) -> str | None:
+    """What weights are read from: of a run folder its newest whole checkpoint, all else as it is named.
+
+    Raises:
+        CheckpointError: A checkpoint of dmlm is damaged, or all those of a run are.
+    """
+    if init is None or not Path(init).is_dir():
+        return init
+    is_checkpoint = (Path(init) / SETTINGS_NAME).is_file()
+    found = resolve_checkpoint(Path(init)) if is_checkpoint else latest_checkpoint(Path(init))
+    return init if found is None else str(found)
+
+
+def with_special_tokens(data: TrainingData, start: str | Path | None) -> TrainingData:
+    """Training data in the vocabulary of what a run starts from: a checkpoint may be of another version."""
+    known = None if start is None else read_vocabulary(start)
+    if known is None:
+        return data
+    return replace(data, vocabulary=replace(data.vocabulary, special_tokens=known.special_tokens))
 
 
 def _mark_of(checkpoint: Path) -> bytes:

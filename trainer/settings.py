@@ -9,11 +9,11 @@ from typing import Any, Final, Self
 from dmlm.pipeline.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards.card import CODEBOOK_NAME
+from dmlm.pipeline.strict_config import build_strictly
 from dmlm.pipeline.tokenizers import Fingerprint, first_difference
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import Recipe
 from dmlm.trainer.data.dataset import DatasetIdentity
-from dmlm.trainer.strict_config import build_strictly
 from dmlm.trainer.trained_tasks import TrainedTask
 
 FORMAT_VERSION: Final = 1

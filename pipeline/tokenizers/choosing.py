@@ -28,7 +28,7 @@ class TokenizerChoice:
     """`dalle` or `dalle:DIR`."""
     image_resolution: int | None = None
     text: str | None = None
-    """A Hugging Face name or folder, or `bpe:256` (bytes)."""
+    """A Hugging Face name or folder, a GGUF file, or `bpe:256` (bytes)."""
 
     def __post_init__(self) -> None:
         if self.speech is not None:

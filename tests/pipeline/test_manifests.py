@@ -15,7 +15,6 @@ MANIFEST = """\
 name: x
 title: X
 licence: CC0
-homepage: https://example.org
 default_root: data
 corpus_dir: X
 text_rule: lower
@@ -104,13 +103,21 @@ def test_weights_are_no_corpus():
             "expected_hour",
             r"splits\[0\]: unknown key 'expected_hour'; did you mean 'expected_hours'",
         ),
-        ("title: X\n", "", "key 'title' is missing"),
-        ("title: X", "title: 3", "title: expected str, found 3"),
-        ("partition: train", "partition: eval", "expected one of train, dev, test, found 'eval'"),
-        ("expected_hours: 1.5", "expected_count: true", r"expected int \| None, found True"),
+        ("title: X\n", "", r"x\.yaml: title is missing"),
+        ("title: X", "title: 3", "title must be str, not 3"),
+        (
+            "partition: train",
+            "partition: eval",
+            r"splits\[0\]: partition must be one of train, dev, test, not 'eval'",
+        ),
+        ("expected_hours: 1.5", "expected_count: true", "expected_count must be int, not True"),
         ("name: x", "name: [", "not valid YAML"),
-        (MANIFEST, "- a\n", "expected a mapping, found list"),
-        ("  - name: train\n    partition: train\n    expected_hours: 1.5\n", "  a: 1\n", "expected a list"),
+        (MANIFEST, "- a\n", r"must hold keys and values, not \["),
+        (
+            "  - name: train\n    partition: train\n    expected_hours: 1.5\n",
+            "  a: 1\n",
+            "splits must be a list",
+        ),
     ],
 )
 def test_wrong_manifest_is_a_config_error_that_says_where(old, new, message):

@@ -104,8 +104,8 @@ def read_results(path: Path, output: str) -> dict[str, Any]:
 
 
 def make_infinite(checkpoint: Path, directory: Path) -> None:
-    """A checkpoint whose embedding of one unit is infinite."""
-    shutil.copytree(checkpoint, directory)
+    """A checkpoint whose embedding of one unit is infinite, and which nothing vouches for."""
+    shutil.copytree(checkpoint, directory, ignore=shutil.ignore_patterns("dmlm.json", "DONE"))
     loaded = load_checkpoint(checkpoint)
     loaded.model.get_input_embeddings().weight.data[loaded.vocabulary.speech.start + 7] = math.inf
     loaded.model.save_pretrained(directory)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dmlm.cli import run
-from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, NotFiniteError
+from dmlm.pipeline.errors import CheckpointError, ConfigError, FingerprintMismatchError, NotFiniteError
 from dmlm.pipeline.shards import iter_samples
 from dmlm.trainer import step
 from dmlm.trainer.checkpoint import DONE_NAME, METRICS_PATH, load_checkpoint
@@ -230,13 +230,45 @@ def test_a_checkpoint_of_another_codebook_is_no_beginning(
         train(replace(second, init=str(exported)))
 
 
+def test_a_damaged_checkpoint_is_no_beginning(config: TrainConfig, tmp_path: Path) -> None:
+    first = train(replace(config, recipe=replace(RECIPE, num_steps=6), out_dir=tmp_path / "first")).checkpoint
+    export_checkpoint(first, tmp_path / "exported")
+    for damaged in (first, tmp_path / "exported"):
+        weights = damaged / "model.safetensors"
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-300] + bytes(byte ^ 1 for byte in content[-300:]))
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+            train(replace(config, init=str(damaged)))
+    assert not config.out_dir.exists()
+
+
+def test_a_run_can_begin_from_the_newest_whole_checkpoint_of_another(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, num_steps=6)
+    first = replace(config, recipe=recipe, out_dir=tmp_path / "first")
+    newest = train(first).checkpoint
+    by_run, by_name = (replace(config, recipe=recipe, out_dir=tmp_path / name) for name in ("run", "name"))
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    train(replace(by_run, init=str(first.out_dir)))
+    train(replace(by_name, init=str(first.out_dir / "checkpoint-000005")))
+    assert losses(by_run.out_dir) == losses(by_name.out_dir)
+    settings = json.loads((by_run.out_dir / "config.json").read_bytes())
+    assert settings["recipe"]["model"]["init"] == "first"
+    train(replace(first, resume=True))  # which has another newest checkpoint now
+    train(replace(by_run, init=str(first.out_dir), resume=True))
+    with pytest.raises(FingerprintMismatchError, match="init is 'first' there and 'name' now"):
+        train(replace(by_run, init=str(by_name.out_dir), resume=True))
+
+
 def break_weights(recipe: Recipe, config: TrainConfig, tmp_path: Path) -> Path:
-    """A checkpoint whose embedding of one unit is infinite."""
+    """A checkpoint whose embedding of one unit is infinite, and which nothing vouches for."""
     report = train(replace(config, recipe=recipe, out_dir=tmp_path / "first"))
     checkpoint = load_checkpoint(report.checkpoint)
     unit = checkpoint.vocabulary.speech.start + 7
     checkpoint.model.get_input_embeddings().weight.data[unit] = math.inf
     checkpoint.model.save_pretrained(report.checkpoint)
+    (report.checkpoint / "dmlm.json").unlink()
     return report.checkpoint
 
 

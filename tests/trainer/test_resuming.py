@@ -4,14 +4,19 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.pipeline.vocabulary import SPECIAL_TOKENS
+from dmlm.trainer import loop
 from dmlm.trainer.config import TrainConfig, recipe_from_json
+from dmlm.trainer.data.dataset import TrainingData, open_training_data
 from dmlm.trainer.distributed import ALONE, Ranks
 from dmlm.trainer.loop import train
 from dmlm.trainer.resuming import choose_checkpoint
+from dmlm.trainer.settings import read_settings
 
 RECIPE = recipe_from_json(
     {
@@ -93,6 +98,26 @@ def test_what_a_run_began_with_may_be_gone_when_it_goes_on(config: TrainConfig, 
         assert (last / "dmlm.json").read_bytes() == expected
     with pytest.raises(FingerprintMismatchError, match=r"init is 'model' there and 'other/llm' now"):
         train(replace(begun, init="other/llm", resume=True))
+
+
+@pytest.mark.parametrize("tokens", [SPECIAL_TOKENS[:-2], (*SPECIAL_TOKENS, "<sw>")], ids=["fewer", "more"])
+def test_a_run_goes_on_and_begins_with_the_special_tokens_of_its_checkpoint(
+    config: TrainConfig, tokens: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def open_as_another_version(*arguments: Any) -> TrainingData:
+        data = open_training_data(*arguments)
+        return replace(data, vocabulary=replace(data.vocabulary, special_tokens=tokens))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "open_training_data", open_as_another_version)
+        last = train(config).checkpoint
+    names = ("model.safetensors", "vocabulary.json", "dmlm.json")
+    expected = [(last / name).read_bytes() for name in names]
+    shutil.rmtree(last)
+    assert train(replace(config, resume=True)).checkpoint == last
+    assert [(last / name).read_bytes() for name in names] == expected
+    second = train(replace(config, init=str(last), out_dir=tmp_path / "second")).checkpoint
+    assert read_settings(second)[1].vocabulary.special_tokens == tokens
 
 
 def test_where_the_first_rank_has_nothing_all_begin(config: TrainConfig, tmp_path: Path) -> None:

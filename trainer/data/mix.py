@@ -45,6 +45,8 @@ class Group:
     """Tokens of an epoch that carry loss, by modality code."""
     refused: Mapping[str, int]
     """Key and length of the samples whose sequence is too long."""
+    lack: str = ""
+    """Why it has no samples; empty where it has some."""
     num_tokens: int = 0
     """Drawn so far."""
     num_draws: int = 0
@@ -132,20 +134,16 @@ class Mix:
 
 
 def build_groups(data: TrainingData, recipe: Recipe) -> tuple[Group, ...]:
-    """Groups of the mix; a group without samples has weight 0, and the weights of the others add up to 1.
+    """Groups of the mix; one without samples has weight 0, and the weights of the others add up to 1.
 
     Raises:
-        ConfigError: No group has samples, or a sample's language has no token.
+        ConfigError: No group has samples, with the reason of each; or a sample's language has no token.
     """
     groups = tuple(_build_group(data, recipe, entry) for entry in recipe.mix)
     total = sum(group.weight for group in groups)
     if total == 0:
-        sources = ", ".join(sorted(data.index["source"].unique().to_pylist()))
-        splits = ", ".join(sorted(data.index["split"].unique().to_pylist()))
-        raise ConfigError(
-            f"no sample fits the recipe's mix: it trains on splits {', '.join(recipe.splits)}; "
-            f"the shards hold sources {sources} with splits {splits}"
-        )
+        lacks = "".join(f"\n  {group.name}: {group.lack}" for group in groups)
+        raise ConfigError(f"no sample fits the recipe's mix:{lacks}")
     for group in groups:
         group.weight /= total
     return groups
@@ -154,13 +152,11 @@ def build_groups(data: TrainingData, recipe: Recipe) -> tuple[Group, ...]:
 def _build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
     task = TASKS[entry.task]
     lengths_N = sequence_lengths(task, data.index, recipe.sequence)
-    wanted_N = (
-        (lengths_N > 0)
-        & rows_that_match(data.index["source"], (entry.source,))
-        & rows_that_match(data.index["split"], recipe.splits, (entry.split,))
-    )
+    source_N = rows_that_match(data.index["source"], (entry.source,))
+    split_N = source_N & rows_that_match(data.index["split"], recipe.splits, (entry.split,))
     if data.within_limit_N is not None:
-        wanted_N &= data.within_limit_N
+        split_N &= data.within_limit_N
+    wanted_N = split_N & (lengths_N > 0)
     if task.name == "image":
         wanted_N &= _first_of_each_image(data, np.flatnonzero(wanted_N))
     fits_N = lengths_N <= recipe.sequence.max_length
@@ -178,7 +174,31 @@ def _build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
         refused=dict(
             zip(data.index["key"].take(refused_N).to_pylist(), lengths_N[refused_N].tolist(), strict=True)
         ),
+        lack="" if len(rows_N) else _find_lack(data, recipe, entry, source_N, split_N, len(refused_N)),
     )
+
+
+def _find_lack(
+    data: TrainingData,
+    recipe: Recipe,
+    entry: MixEntry,
+    source_N: npt.NDArray[np.bool_],
+    split_N: npt.NDArray[np.bool_],
+    num_refused: int,
+) -> str:
+    """Why an entry has no samples, given which ones are of its source, and which of these of its split."""
+    if not source_N.any():
+        return f"no source matches {entry.source}, there is {_list(data.index['source'])}"
+    if not split_N.any():
+        wanted = ", ".join(recipe.splits) + (f" and {entry.split}" if entry.split != "*" else "")
+        return f"no split matches {wanted}, there is {_list(data.index['split'].filter(source_N))}"
+    if not num_refused:
+        return f"none of {split_N.sum()} samples has {' and '.join(TASKS[entry.task].members)}"
+    return f"all samples are refused, {num_refused} over sequence.max_length {recipe.sequence.max_length}"
+
+
+def _list(column: pa.ChunkedArray) -> str:
+    return ", ".join(sorted(column.unique().to_pylist()))
 
 
 def _name_of(entry: MixEntry) -> str:

@@ -86,6 +86,16 @@ def save_model(model: "PreTrainedModel", directory: Path) -> None:
         model.save_pretrained(directory)
 
 
+def read_vocabulary(directory: str | Path) -> Vocabulary | None:
+    """Vocabulary of a checkpoint of dmlm; None of another model.
+
+    Raises:
+        CorruptInputError: It is damaged.
+    """
+    path = Path(directory) / VOCABULARY_NAME
+    return Vocabulary.from_json(json.loads(path.read_bytes())) if path.is_file() else None
+
+
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     from transformers.utils import logging
@@ -151,10 +161,9 @@ def _load_init(init: str, config: "PretrainedConfig") -> "PreTrainedModel":
 
 def _knows_vocabulary(init: str, vocabulary: Vocabulary) -> bool:
     """Whether `init` is a checkpoint of dmlm, whose embedding has every row already."""
-    path = Path(init) / VOCABULARY_NAME
-    if not path.is_file():
+    theirs = read_vocabulary(init)
+    if theirs is None:
         return False
-    theirs = Vocabulary.from_json(json.loads(path.read_bytes()))
     if theirs != vocabulary:
         raise FingerprintMismatchError(
             f"--init {init}: its vocabulary is {_sizes(theirs)}, that of the shards {_sizes(vocabulary)}; "

@@ -11,8 +11,8 @@ import torch
 import dmlm
 from dmlm.pipeline.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from dmlm.pipeline.storage import atomic_writer, sha256_file, write_json
+from dmlm.pipeline.strict_config import build_strictly
 from dmlm.pipeline.tokenizers import Fingerprint, first_difference
-from dmlm.trainer.strict_config import build_strictly
 from dmlm.trainer.vocoder.config import VocoderRecipe
 from dmlm.trainer.vocoder.model import UnitVoice
 

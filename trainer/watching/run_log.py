@@ -121,11 +121,13 @@ class NoLog:
         """Closes nothing."""
 
 
-def read_history(run_dir: Path, last_step: int) -> History:
-    """The validations of a run up to step `last_step`."""
+def read_history(run_dir: Path, last_step: int, set_sha256: str) -> History:
+    """The validations of a run up to step `last_step`; the best of those on the sequences of `set_sha256`."""
     lines = _read_lines(run_dir / VALIDATION_NAME, last_step)
     newest_step = lines[-1]["step"] if lines else 0
-    judged = [line for line in lines if not math.isnan(line["loss"])]
+    # Older lines do not tell on which sequences; taken as these, they cost no run its best checkpoint.
+    same = [line for line in lines if line.get("set_sha256", set_sha256) == set_sha256]
+    judged = [line for line in same if not math.isnan(line["loss"])]
     if not judged:
         return History(newest_step=newest_step)
     best = min(judged, key=lambda line: line["loss"])
@@ -181,8 +183,8 @@ def _say(text: str) -> None:
 def _read_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    # A killed run may leave a torn last line.
-    lines = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
+    # A killed run may leave a last line that is torn, also inside a character.
+    lines = map(json.loads, path.read_bytes().split(b"\n")[:-1])
     return [line for line in lines if line["step"] <= last_step]
 
 

@@ -9,6 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from dmlm.pipeline.source_names import CORPUS_NAMES
+from dmlm.trainer.config import MixEntry
 from dmlm.trainer.data.mix import Group
 from dmlm.trainer.data.tasks import MODALITIES
 from dmlm.trainer.watching.metrics import Record
@@ -33,6 +35,11 @@ def describe_plan(plan: Plan) -> str:
             "",
             *_plan_by_modality(plan),
             *(_describe_refused(group, recipe.sequence.max_length) for group in plan.groups if group.refused),
+            *(
+                f"warning: {group.name} has no samples, its share goes to the others: {group.lack}"
+                for group, entry in zip(plan.groups, recipe.mix, strict=True)
+                if group.lack and not _may_lack(entry)
+            ),
         ]
     )
 
@@ -133,6 +140,14 @@ def _total_by_task(total: Record) -> list[str]:
 
 def _shares(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return values / values.sum() if values.any() else values
+
+
+def _may_lack(entry: MixEntry) -> bool:
+    """Whether an entry without samples is nothing to warn of, as one recipe serves any choice of corpora.
+
+    Who names a split, or a source of their own, has it.
+    """
+    return entry.split == "*" and entry.source in ("*", *CORPUS_NAMES)
 
 
 def _describe_refused(group: Group, max_length: int) -> str:

@@ -29,7 +29,7 @@ from dmlm.trainer.distributed import Ranks, whole_model
 from dmlm.trainer.loss import NUM_MODALITIES, sum_by_task
 from dmlm.trainer.models.packed_forward import PackedModel
 from dmlm.trainer.watching.plan import FloatArray
-from dmlm.trainer.watching.validation_set import TaskValidationSet, build_validation_set
+from dmlm.trainer.watching.validation_set import TaskValidationSet, build_validation_set, sha256_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +68,9 @@ class Validation:
     loss: float
     """The recipe's loss with the tasks mixed as in training: what the best checkpoint is chosen by."""
     is_best: bool
-    """Whether it is lower than ever before."""
+    """Whether it is lower than ever before on these sequences."""
+    set_sha256: str
+    """Of the sequences."""
     tasks: Mapping[str, TaskLoss]
     answers: tuple[Answer, ...]
     """Empty on all ranks but the first."""
@@ -89,7 +91,7 @@ class History:
     """Validations of a run so far."""
 
     best_step: int = 0
-    """0: none."""
+    """Of those on the same sequences; 0: none."""
     best_loss: float = math.inf
     newest_step: int = 0
 
@@ -106,9 +108,10 @@ class Validator:
         text_tokenizer: TextTokenizer,
         products: torch.dtype,
         ranks: Ranks,
-        history: History,
     ) -> None:
-        self.sets, self.history = sets, history
+        self.sets, self.set_sha256 = sets, sha256_of(sets)
+        self.history = History()
+        """May be set to go on from there."""
         self._recipe, self._products, self._ranks = recipe, products, ranks
         self._vocabulary, self._text_tokenizer = vocabulary, text_tokenizer
 
@@ -137,6 +140,7 @@ class Validator:
             step=step,
             loss=loss,
             is_best=is_best,
+            set_sha256=self.set_sha256,
             tasks={
                 task_set.task.name: self._task_loss(task_set, sums_M, tokens_M)
                 for task_set, sums_M, tokens_M in zip(self.sets, sums_KM, tokens_KM, strict=True)
@@ -243,9 +247,9 @@ def _evaluating(model: "PreTrainedModel", recipe: Recipe) -> Iterator[None]:
 
 
 def open_validator(
-    data: TrainingData, recipe: Recipe, products: torch.dtype, ranks: Ranks, history: History
+    data: TrainingData, recipe: Recipe, products: torch.dtype, ranks: Ranks
 ) -> Validator | None:
-    """Validator of a run that goes on behind `history`; None where none is wanted, or nothing is held out."""
+    """Validator of a run; None where none is wanted, or nothing is held out."""
     sets = build_validation_set(data, recipe) if recipe.validation.every_steps else ()
     if not sets:
         return None
@@ -256,7 +260,6 @@ def open_validator(
         text_tokenizer=load_text_tokenizer(data.codebook_dirs[Modality.TEXT]),
         products=products,
         ranks=ranks,
-        history=history,
     )
 
 

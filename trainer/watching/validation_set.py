@@ -8,6 +8,7 @@ Suffixes: S sequence, P part of a sequence, T token, N sample of a group, D sequ
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import escape
+from hashlib import sha256
 from typing import Final
 
 import numpy as np
@@ -85,6 +86,11 @@ def build_validation_set(data: TrainingData, recipe: Recipe) -> tuple[TaskValida
         if kept:
             sets.append(_build_set(group.task, builder.build(kept, number=0), recipe))
     return tuple(sets)
+
+
+def sha256_of(sets: Sequence[TaskValidationSet]) -> str:
+    """Of all sequences; losses on others cannot be compared."""
+    return sha256(b"".join(row.buffer.numpy().tobytes() for s in sets for row in s.rows)).hexdigest()
 
 
 def _held_out_splits(data: TrainingData, recipe: Recipe) -> list[str]:

@@ -1,5 +1,6 @@
 """Entries of the mix that weigh one split of a corpus; test_stream.py has the rest of the mix."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import iter_samples
-from dmlm.trainer.config import Recipe, recipe_from_json
+from dmlm.trainer.config import Recipe, load_recipe, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
 from dmlm.trainer.data.mix import Mix, build_groups
 from dmlm.trainer.watching.plan import make_plan
@@ -83,6 +85,35 @@ def test_the_plan_names_the_split(data: TrainingData) -> None:
     assert [line.split()[1] for line in table.splitlines() if line.startswith("asr:toy/train-ivr ")] == ["3"]
 
 
+@pytest.mark.parametrize(
+    ("source", "split", "task", "lack"),
+    [
+        ("toi", "*", "asr", "no source matches toi, there is toy, toy_pictures"),
+        (
+            *("toy", "train-irv", "asr"),
+            "no split matches train* and train-irv, there is test, train-ivr, train-text",
+        ),
+        ("toy", "*", "i2t", "none of 36 samples has image and text"),
+    ],
+    ids=["source", "split", "member"],
+)
+def test_an_entry_without_samples_says_why(
+    data: TrainingData, source: str, split: str, task: str, lack: str
+) -> None:
+    entry = {"task": task, "source": source, "split": split, "weight": 1}
+    with pytest.raises(ConfigError, match=f"no sample fits the recipe's mix:\n  .*: {re.escape(lack)}$"):
+        build_groups(data, recipe_of(entry))
+    recipe = recipe_of(entry, {"task": "asr", "weight": 1})
+    table = describe_plan(make_plan(build_groups(data, recipe), recipe, seed=0))
+    assert re.search(f"warning: {task}:{source}.* its share goes to the others: {re.escape(lack)}$", table)
+
+
+def test_samples_that_are_all_too_long_are_the_reason(data: TrainingData) -> None:
+    recipe = recipe_of({"task": "asr", "source": "toy", "weight": 1})
+    with pytest.raises(ConfigError, match="asr:toy: all samples are refused, 28 over sequence"):
+        build_groups(data, replace(recipe, sequence=replace(recipe.sequence, max_length=4)))
+
+
 def picture(image_id: str | None, number: int, source: str = "jsonl", split: str = "train") -> Sample:
     return Sample(
         key=f"{source}-{split}-{image_id}-{number}",
@@ -91,6 +122,17 @@ def picture(image_id: str | None, number: int, source: str = "jsonl", split: str
         image_id=image_id,
         image_tokens=np.array([number], np.int32),
     )
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-full", "paper"])
+def test_packaged_recipes_warn_of_no_task_or_corpus_that_is_lacking(
+    name: str, write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = open_training_data([write_shards(tmp_path / "a", [picture("1", 0), picture("2", 1)])])
+    recipe = replace(load_recipe(name), num_steps=9)
+    groups = build_groups(data, recipe)
+    assert [group.name for group in groups if not group.lack] == ["image"]
+    assert "warning" not in describe_plan(make_plan(groups, recipe, seed=0))
 
 
 def test_an_image_is_drawn_once_whatever_other_data_sets_call_theirs(

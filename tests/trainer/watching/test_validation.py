@@ -17,7 +17,7 @@ from dmlm.trainer.config import MixEntry, Recipe, TrainConfig, ValidationConfig,
 from dmlm.trainer.data.dataset import open_training_data
 from dmlm.trainer.distributed import ALONE
 from dmlm.trainer.loop import train
-from dmlm.trainer.watching.validation import History, Validation, open_validator
+from dmlm.trainer.watching.validation import Validation, open_validator
 from dmlm.trainer.watching.validation_set import build_validation_set
 
 NUM_STEPS = 8
@@ -64,7 +64,7 @@ def validate(config: TrainConfig, recipe: Recipe) -> tuple[Any, Validation]:
     report = train(replace(config, recipe=replace(RECIPE, validation=ValidationConfig())))
     model = load_checkpoint(report.checkpoint).model
     data = open_training_data(config.shards)
-    validator = open_validator(data, recipe, torch.float32, ALONE, History())
+    validator = open_validator(data, recipe, torch.float32, ALONE)
     assert validator is not None
     return model, validator(model, NUM_STEPS)
 
@@ -111,7 +111,7 @@ def test_answers_are_greedy_and_the_model_is_left_as_it_was(config: TrainConfig)
     report = train(replace(config, recipe=replace(RECIPE, validation=ValidationConfig())))
     model = load_checkpoint(report.checkpoint).model
     before = model.config._attn_implementation
-    validator = open_validator(open_training_data(config.shards), RECIPE, torch.float32, ALONE, History())
+    validator = open_validator(open_training_data(config.shards), RECIPE, torch.float32, ALONE)
     assert validator is not None
     answers = {answer.task: answer for answer in validator(model.train(), 1).answers}
     assert model.training
@@ -174,7 +174,8 @@ def test_a_checkpoint_that_was_saved_unvalidated_is_validated_on_resume(
     train(config)
     path = config.out_dir / "validation.jsonl"
     kept = path.read_text().splitlines()
-    path.write_text("".join(f"{line}\n" for line in kept[:-1]) + '{"torn')
+    torn_inside_a_character = '{"torn": "ü'.encode()[:-1]
+    path.write_bytes("".join(f"{line}\n" for line in kept[:-1]).encode() + torn_inside_a_character)
     (config.out_dir / "best").unlink()
     train(replace(config, resume=True))
     assert [line["step"] for line in lines(config.out_dir)] == [3, 6, 8]
@@ -187,6 +188,34 @@ def test_validation_may_change_on_resume(config: TrainConfig) -> None:
     report = train(replace(config, resume=True))
     assert report.last is None
     assert [line["step"] for line in lines(config.out_dir)] == [NUM_STEPS]
+
+
+def test_on_other_sequences_the_best_is_looked_for_anew(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "learning_rate", StopAfter(5))
+    with pytest.raises(SystemError):
+        train(config)
+    monkeypatch.setattr(step, "learning_rate", learning_rate)
+    path = config.out_dir / "validation.jsonl"
+    (line,) = lines(config.out_dir)
+    path.write_text(json.dumps({**line, "loss": 0.1}) + "\n")  # on easier sequences than there are
+    fewer = replace(RECIPE, validation=replace(RECIPE.validation, num_sequences=2))
+    train(replace(config, recipe=fewer, resume=True))
+    assert [(line["step"], line["is_best"]) for line in lines(config.out_dir)][:2] == [(3, True), (6, True)]
+    assert (config.out_dir / "best").readlink().name != "checkpoint-000003"
+
+
+def test_validations_of_an_older_version_count_as_those_on_the_same_sequences(config: TrainConfig) -> None:
+    short = replace(config, recipe=replace(RECIPE, validation=replace(RECIPE.validation, every_steps=4)))
+    train(short)
+    path = config.out_dir / "validation.jsonl"
+    first = lines(config.out_dir)[0]
+    del first["set_sha256"]
+    path.write_text(json.dumps({**first, "loss": 0.1}) + "\n")
+    train(replace(short, resume=True))
+    assert [line["is_best"] for line in lines(config.out_dir)] == [True, False]
+    assert (config.out_dir / "best").readlink().name == "checkpoint-000004"
 
 
 def test_what_is_trained_on_is_left_out_and_no_held_out_split_is_said(

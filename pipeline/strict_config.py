@@ -4,6 +4,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from reprlib import repr as short_repr
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from dmlm.pipeline.errors import ConfigError
@@ -19,7 +20,7 @@ def build_strictly(kind: type[T], content: Any, where: str) -> T:
         ConfigError: A key is unknown or missing, or a value is of a wrong type; it names `where` and the key.
     """
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{where}: must hold keys and values, not {content!r}")
+        raise ConfigError(f"{where}: must hold keys and values, not {short_repr(content)}")
     hints = typing.get_type_hints(kind)
     for key in content:
         if key not in hints:
@@ -35,7 +36,10 @@ def build_strictly(kind: type[T], content: Any, where: str) -> T:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: a dataclass, Literal, tuple of one kind, optional, or a plain type."""
+    """`value` as `kind`: a dataclass, Literal, tuple of one kind, optional, or a plain type.
+
+    Errors show little of it, for a few lines of YAML can unfold to gigabytes.
+    """
     if is_dataclass(kind):
         return build_strictly(typing.cast(type, kind), value, where)
     origin, arguments = get_origin(kind), get_args(kind)
@@ -43,7 +47,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return _choose(arguments, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where} must be a list, not {value!r}")
+            raise ConfigError(f"{where} must be a list, not {short_repr(value)}")
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is types.UnionType:
         return None if value is None else _convert(arguments[0], value, where)
@@ -51,12 +55,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is not kind:
         hint = " (YAML wants 1.0e-3 for 1e-3)" if kind is float and isinstance(value, str) else ""
-        raise ConfigError(f"{where} must be {kind.__name__}, not {value!r}{hint}")
+        raise ConfigError(f"{where} must be {kind.__name__}, not {short_repr(value)}{hint}")
     return value
 
 
 def _choose(choices: tuple[str, ...], value: Any, where: str) -> str:
     if value in choices:
         return typing.cast(str, value)
-    hint = did_you_mean(str(value), choices)
-    raise ConfigError(f"{where} must be one of {', '.join(choices)}, not {value!r}{hint}")
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    raise ConfigError(f"{where} must be one of {', '.join(choices)}, not {short_repr(value)}{hint}")
