@@ -61,7 +61,7 @@ REAL_LOAD = datasets.load_dataset
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     stub = Hub(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: stub)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", staticmethod(stub.dataset_info))
     monkeypatch.setattr(datasets, "load_dataset", stub.stream)
     return stub
 
