@@ -3,7 +3,6 @@
 shards -> references -> generate -> hypotheses -> scores -> FILE and FILE.samples.jsonl
 """
 
-import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -44,6 +43,7 @@ from dmlm.trainer.scoring.task_scoring import (
     clean_texts,
     score_groups,
     score_neighbours,
+    score_subsets,
     score_words,
 )
 
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from dmlm.trainer.scoring.speech_evaluation import SpeechTools
 
 __all__ = ["EvaluateConfig", "EvaluationReport", "ScoredUtterance", "evaluate", "speech_folder"]
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +140,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         task=config.task,
         metrics=score(references, hypotheses),
         neighbour=score_neighbours(score, references, hypotheses),
-        subsets=_score_subsets(score, references, utterances),
+        subsets=score_subsets(score, references, utterances),
         groups=score_groups(score, references, hypotheses),
         controls={n: _scorer(config.task, tools, n)(references, texts) for n, texts in heard.items()},
         speed=Speed.of(outputs, seconds, _audio_seconds(config.task, references)),
@@ -255,28 +253,6 @@ def _scorer(task: str, tools: "SpeechTools | None", control: str | None = None) 
         return replace(scores, signatures=signatures)
 
     return score
-
-
-def _score_subsets(
-    score: Scorer, references: Sequence[Reference], utterances: Sequence[ScoredUtterance]
-) -> dict[str, Scores]:
-    """Without the texts that were trained on, and without words that never were."""
-    num_seen = sum(utterance.is_in_training is True for utterance in utterances)
-    if num_seen:
-        _logger.warning(
-            "%d of %d references occur word for word in the training data; the samples file marks them",
-            num_seen,
-            len(utterances),
-        )
-    places = {
-        "text not in training": [p for p, u in enumerate(utterances) if u.is_in_training is False],
-        "all words in training": [p for p, u in enumerate(utterances) if u.has_known_words],
-    }
-    return {
-        name: score([references[p] for p in subset], [utterances[p].hypothesis for p in subset])
-        for name, subset in places.items()
-        if 0 < len(subset) < len(utterances)
-    }
 
 
 def _settings(

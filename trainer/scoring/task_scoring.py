@@ -1,5 +1,6 @@
 """The scorer of each task: references and what the model made of them, to scores."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -12,10 +13,13 @@ from dmlm.trainer.scoring import (
     score_utterance,
     score_utterances,
 )
+from dmlm.trainer.scoring.evaluation_report import ScoredUtterance
 from dmlm.trainer.scoring.references import Reference
 
 HEARD_RULE: Final = "plain"
 """Whisper writes case and punctuation, which nobody said."""
+
+_logger = logging.getLogger(__name__)
 
 Scorer = Callable[[Sequence[Reference], Sequence[str]], Scores]
 
@@ -55,6 +59,28 @@ def score_neighbours(score: Scorer, references: Sequence[Reference], hypotheses:
     """
     pairs = neighbours(references)
     return score([references[index] for index in pairs], [hypotheses[n] for n in pairs.values()])
+
+
+def score_subsets(
+    score: Scorer, references: Sequence[Reference], utterances: Sequence[ScoredUtterance]
+) -> dict[str, Scores]:
+    """Without the texts that were trained on, and without words that never were."""
+    num_seen = sum(utterance.is_in_training is True for utterance in utterances)
+    if num_seen:
+        _logger.warning(
+            "%d of %d references occur word for word in the training data; the samples file marks them",
+            num_seen,
+            len(utterances),
+        )
+    places = {
+        "text not in training": [p for p, u in enumerate(utterances) if u.is_in_training is False],
+        "all words in training": [p for p, u in enumerate(utterances) if u.has_known_words],
+    }
+    return {
+        name: score([references[p] for p in subset], [utterances[p].hypothesis for p in subset])
+        for name, subset in places.items()
+        if 0 < len(subset) < len(utterances)
+    }
 
 
 def score_groups(
