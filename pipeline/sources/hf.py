@@ -5,12 +5,14 @@ they are into its cache, with a list of the `jsonl` source beside them, and read
 Only a name with `hub:` is looked up in the network.
 """
 
+import io
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import SourceItem
@@ -18,7 +20,7 @@ from dmlm.pipeline.sources import hub, jsonl
 from dmlm.pipeline.sources.hub import HubName
 from dmlm.pipeline.sources.interface import SourceOptions, to_key
 from dmlm.pipeline.sources.lines import Line, iter_lines
-from dmlm.pipeline.storage import atomic_writer, sha256_json, write_bytes, write_json
+from dmlm.pipeline.storage import atomic_writer, sha256_json, write_json
 from dmlm.pipeline.suggestions import did_you_mean
 
 EXPECTED = "*.parquet, *.arrow or a folder of save_to_disk, or --root hub:ORG/NAME,"
@@ -28,6 +30,7 @@ _SAVED = ("dataset_dict.json", "state.json")
 _PATTERNS = ("**/*.parquet", "**/*.arrow", "**/metadata.csv", "**/metadata.jsonl")
 _MEDIA = {"audio", "image"}
 _TEXTS = {"string", "large_string", "string_view"}
+_BYTES = {"binary", "large_binary", "binary_view"}
 _NAMES = {"key", "speaker"}
 """Fields that may be numbers in a data set."""
 _USUAL_NAMES = {
@@ -75,14 +78,19 @@ def iter_split(corpus_dir: Path, split: str, options: SourceOptions) -> Iterator
 
 def _copy_rows(corpus_dir: Path, split: str, options: SourceOptions, list_path: Path) -> Iterator[Line]:
     """Yields the lines of the list while it is written; it stays only if the rows were read to the end."""
-    rows = _open(corpus_dir)[split].decode(False)
-    columns = _choose_columns(rows.features or rows._resolve_features().features, options)
+    rows = _open(corpus_dir)[split]
+    if rows.features is None:  # csv and json, whose first rows tell them
+        rows = rows._resolve_features()
+    columns = _choose_columns(rows.features, options)
+    own_place = _own_place(corpus_dir)
     files_dir = list_path.with_suffix("")
     files_dir.mkdir(parents=True, exist_ok=True)
     with atomic_writer(list_path, is_shared=True) as file:
-        for number, row in enumerate(rows, start=1):
+        # As tables of one row: rows of Python would be encoded first, which needs a package for recordings.
+        for number, table in enumerate(rows.decode(False).with_format("arrow"), start=1):
+            (row,) = table.to_pylist()
             values = {field: row[column] for field, column in columns.items() if row[column] is not None}
-            record = _to_record(values, split, number, files_dir)
+            record = _to_record(values, split, number, files_dir, own_place)
             if options.language:
                 record["language"] = options.language
             text = json.dumps(record, ensure_ascii=False)
@@ -90,12 +98,20 @@ def _copy_rows(corpus_dir: Path, split: str, options: SourceOptions, list_path: 
             yield Line(text, f"{list_path.name}:{number}", record["key"])
 
 
-def _to_record(values: Mapping[str, Any], split: str, number: int, files_dir: Path) -> dict[str, Any]:
+def _own_place(corpus_dir: Path) -> str:
+    """How the addresses of the data set's own files begin; no other may be reached."""
+    name = HubName.of(corpus_dir)
+    return f"hf://datasets/{name.repository}@{name.revision}/" if name else f"{corpus_dir.resolve()}/"
+
+
+def _to_record(
+    values: Mapping[str, Any], split: str, number: int, files_dir: Path, own_place: str
+) -> dict[str, Any]:
     """Line of the list for a row; its recording or image is a file from then on."""
     key = f"{to_key(split)}-{number:08d}"
     record = {"key": key, "split": split, **values}
     for field in _MEDIA & values.keys():
-        record[field] = _keep_file(values[field], files_dir / f"{number:08d}")
+        record[field] = _keep_file(values[field], files_dir / f"{number:08d}", own_place)
     if "image" in record:
         record["image_id"] = key  # one row, one image
     for field in _NAMES & values.keys():
@@ -103,17 +119,44 @@ def _to_record(values: Mapping[str, Any], split: str, number: int, files_dir: Pa
     return record
 
 
-def _keep_file(media: Any, stem: Path) -> Any:
-    """Path of a recording or an image, which is copied when it lies inside a file of the data set."""
-    if not isinstance(media, Mapping):
-        return media
-    name = media.get("path") or ""
-    if media.get("bytes") is None:
+def _keep_file(media: Any, stem: Path, own_place: str) -> str:
+    """Path of a recording or an image, which is copied unless it is a file of its own on this machine.
+
+    An address that is not the data set's own, or where there is nothing, stays: it is no file, as any other.
+    """
+    if isinstance(media, str):
+        media = {"path": media}
+    elif isinstance(media, bytes):
+        media = {"bytes": media}
+    name, content = media.get("path") or "", media.get("bytes")
+    if content is None and ("://" not in name or not _is_own(name, own_place)):
         return name
-    suffix = Path(name).suffix
+    suffix = Path(name.partition("::")[0]).suffix
     path = stem.with_suffix(suffix if _SUFFIX.fullmatch(suffix) else "")
-    write_bytes(path, media["bytes"], is_shared=True)  # another share may be reading it
+    try:
+        source = _open_file(name) if content is None else io.BytesIO(content)
+    except (FileNotFoundError, LookupError):  # the latter: a zip has no such name
+        return name
+    with source, atomic_writer(path, is_shared=True) as file:  # another share may be reading it
+        shutil.copyfileobj(source, file)
     return str(path)
+
+
+def _is_own(address: str, own_place: str) -> bool:
+    """Whether it is a file of the data set, or lies in a zip that is one."""
+    *members, file = address.split("::")
+    return (
+        file.startswith(own_place)
+        and ".." not in file.split("/")
+        and len(members) <= 1
+        and all(member.startswith("zip://") for member in members)
+    )
+
+
+def _open_file(address: str) -> IO[bytes]:
+    from datasets.utils.file_utils import xopen
+
+    return cast(IO[bytes], xopen(address, "rb"))
 
 
 def _choose_columns(features: Mapping[str, Any], options: SourceOptions) -> dict[str, str]:
@@ -127,11 +170,26 @@ def _choose_columns(features: Mapping[str, Any], options: SourceOptions) -> dict
         usual = [name for name in names if getattr(features.get(name), "dtype", None) in _TEXTS]
         if usual:
             chosen.setdefault(field, usual[0])
+    for field, column in chosen.items():
+        _check_type(field, column, features[column])
     if not chosen.keys() & {*_MEDIA, "text"}:
         raise ConfigError(
             f"{NAME}: no audio, image or text among the columns {', '.join(features)}; give --columns"
         )
     return chosen
+
+
+def _check_type(field: str, column: str, feature: Any) -> None:
+    if field in _NAMES or type(feature).__name__.lower() == field:
+        return
+    kind = getattr(feature, "dtype", feature)
+    wanted = {*_TEXTS, *_BYTES, "null"} if field in _MEDIA else {*_TEXTS, "null"}
+    is_file = field in _MEDIA and isinstance(feature, dict) and bool({"bytes", "path"} & feature.keys())
+    if not is_file and str(kind) not in wanted:
+        raise ConfigError(
+            f"{NAME}: column {column!r} is {kind}, but {field} must be "
+            f"{f'{field}, bytes or a path' if field in _MEDIA else 'text'}; name another by --columns"
+        )
 
 
 def _parse_columns(text: str, features: Mapping[str, Any]) -> dict[str, str]:
@@ -164,7 +222,10 @@ def _open(corpus_dir: Path) -> Mapping[str, Any]:
             return {split: rows.to_iterable_dataset() for split, rows in parts.items()}
         return dict(datasets.load_dataset(str(corpus_dir), streaming=True))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = " ".join(str(error).split())[:400]
+        if "Config name is missing" in reason:
+            local = "a local folder cannot name one; give the folder of its files"
+            reason = f"{reason}; {'name one: hub:ORG/NAME:CONFIG' if name else local}"
         raise ConfigError(f"{NAME}: {corpus_dir} cannot be opened by datasets: {reason}") from error
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import socket
 
 import datasets
@@ -119,6 +120,46 @@ def test_images_and_plain_texts_are_read(tmp_path):
     assert "train.jsonl:2: needs audio, image or text" in nothing.reason
 
 
+@pytest.fixture
+def recordings(tmp_path):
+    """A folder of two recordings and their list."""
+    (tmp_path / "recordings" / "train").mkdir(parents=True)
+    for name, level in (("a", 0.25), ("b", 0.5)):
+        (tmp_path / "recordings" / "train" / f"{name}.flac").write_bytes(flac(level)["bytes"])
+    list_path = tmp_path / "recordings" / "train" / "metadata.csv"
+    list_path.write_text("file_name,text\na.flac,Uno.\nb.flac,\n")
+    return tmp_path / "recordings"
+
+
+def test_folder_of_recordings_with_a_list_is_read(recordings):
+    first, second = read(recordings, language="it")
+    assert (first.text, first.audio_path) == ("Uno.", recordings / "train" / "a.flac")
+    assert second.text is None
+    assert load_waveform(second.audio_path) == pytest.approx(np.full(1_600, 0.5), abs=1e-3)
+
+
+def test_folder_of_images_with_a_list_is_read(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "1.jpg").write_bytes(b"\xff\xd8 not looked at here")
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "1.jpg", "text": "A bus."}\n')
+    (item,) = read(tmp_path)
+    assert (item.text, item.image_path) == ("A bus.", tmp_path / "train" / "1.jpg")
+
+
+def test_recordings_in_a_zip_of_the_data_set_are_copied_and_no_others(recordings, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for place in ("mine/clips", "other"):
+        shutil.make_archive(str(tmp_path / place), "zip", recordings / "train")
+    names = ["a.flac::mine/clips", "none.flac::mine/clips", "a.flac::other", "a.flac::mine/../other"]
+    media = [{"bytes": None, "path": f"zip://{name.replace('::', f'::{tmp_path}/')}.zip"} for name in names]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = make_table({"audio": pa.array(media, kind)}, {"audio": AUDIO})
+    pq.write_table(table, tmp_path / "mine" / "train.parquet")
+    first, *others = read(tmp_path / "mine")
+    assert load_waveform(first.audio_path) == pytest.approx(np.full(1_600, 0.25), abs=1e-3)
+    assert [type(other) for other in others] == [Broken] * 3
+
+
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])
 def test_texts_of_every_arrow_type_are_read(tmp_path, kind):
     pq.write_table(pa.table({"text": pa.array(["one"]).cast(kind)}), tmp_path / "train.parquet")
@@ -130,6 +171,37 @@ def test_columns_may_be_named(tmp_path):
     pq.write_table(speech_table([0.1], id=["k-1"], words=["yes"]), tmp_path / "test.parquet")
     (item,) = read(tmp_path, columns="key=id,text=words")
     assert (item.key, item.text) == ("k-1", "yes")
+
+
+def test_column_of_plain_bytes_may_be_the_recording(tmp_path):
+    pq.write_table(pa.table({"sound": [flac(0.5)["bytes"]]}), tmp_path / "test.parquet")
+    (item,) = read(tmp_path, columns="audio=sound")
+    assert load_waveform(item.audio_path) == pytest.approx(np.full(1_600, 0.5), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("translation=when", r"column 'when' is timestamp\[us\], but translation must be text"),
+        ("text=number", "column 'number' is int64, but text must be text; name another by --columns"),
+        ("audio=number", "column 'number' is int64, but audio must be audio, bytes or a path"),
+        ("image=several", r"column 'several' is List\(.*, but image must be"),
+    ],
+)
+def test_column_of_a_type_that_does_not_fit_is_refused(tmp_path, columns, message):
+    moment = pa.array([0], pa.timestamp("us"))
+    table = pa.table({"text": ["a"], "when": moment, "number": [1], "several": [[b"x"]]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, columns=columns)
+    assert read(tmp_path, columns="speaker=number")
+
+
+def test_data_set_of_several_configurations_names_them(folder):
+    configs = [{"config_name": name, "data_files": f"{name}.parquet"} for name in ("train", "test")]
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
+    with pytest.raises(ConfigError, match=r"available configs: \['train', 'test'\].* a local folder cannot"):
+        open_source("hf", folder)
 
 
 @pytest.mark.parametrize(

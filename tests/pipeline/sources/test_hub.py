@@ -12,10 +12,12 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 from huggingface_hub.errors import RevisionNotFoundError
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
-from dmlm.pipeline.samples import TextLine
+from dmlm.pipeline.samples import Broken, ImageCaption, TextLine
 from dmlm.pipeline.sources import open_source
 from dmlm.pipeline.sources.hub import HubName, commit_of, pinned
 from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
@@ -107,6 +109,46 @@ def test_what_was_read_is_found_without_the_hub_and_its_commit_is_named(
     assert f"the hub cannot be asked (no network); taking what it was at commit {OLD}" in caplog.text
     with pytest.raises(ConfigError, match="org/name@v1 cannot be opened by datasets: no network"):
         texts("hub:org/name@v1")
+
+
+def test_files_of_the_data_set_are_copied_and_no_other_address_is_reached(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_registry, "hf", MemoryFileSystem)
+    own = f"hf://datasets/org/name@{OLD}"
+    there = [f"{own}/a.jpg", f"hf://datasets/org/other@{OLD}/a.jpg", "memory://a.jpg", f"{own}/../a.jpg"]
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    for address in there:
+        MemoryFileSystem().pipe(address, b"an image")
+    addresses = [*there, f"{own}/none.jpg"]
+    rows = datasets.Dataset.from_dict(
+        {"image": addresses}, features=datasets.Features(image=datasets.Image())
+    ).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train": rows})
+    first, *others = open_source("hf", Path("hub:org/name")).iter_items()
+    assert isinstance(first, ImageCaption)
+    assert first.image_path.read_bytes() == b"an image"
+    assert [type(item) for item in others] == [Broken] * 4
+
+
+def test_several_configurations_are_named_and_how_to_name_one(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ConfigError, match=r"configs: \['a', 'b'\]; name one: hub:ORG/NAME:CONFIG"):
+        open_source("hf", Path("hub:org/name"))
+
+
+def test_lines_of_a_format_that_names_no_types_are_read(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.csv").write_text("text\nhello\n")
+    stream = REAL_LOAD("csv", data_files=str(tmp_path / "a.csv"), streaming=True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
+    assert texts("hub:org/name") == ["hello"]
 
 
 def test_a_revision_that_there_is_not_is_refused(hub: Hub) -> None:
