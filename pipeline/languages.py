@@ -61,7 +61,8 @@ def with_known_languages(item: SourceItem) -> SourceItem:
     try:
         known = {name: language_code(language) if language else None for name, language in written.items()}
     except ConfigError as error:
-        raise ConfigError(
-            f"{item.source}: {item.split}: {item.key}: {error}; leave out the language of such texts"
-        ) from None
+        advice = "give --language, or another column by --columns"
+        if item.source != "hf":
+            advice = "leave out the language of such texts"
+        raise ConfigError(f"{item.source}: {item.split}: {item.key}: {error}; {advice}") from None
     return item if known == written else replace(item, **known)  # type: ignore[arg-type]

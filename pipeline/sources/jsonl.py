@@ -51,18 +51,28 @@ def is_present(corpus_dir: Path) -> bool:
 
 def find_splits(corpus_dir: Path, options: SourceOptions) -> tuple[str, ...]:
     """Splits that the lines name, and files whose lines name none; sorted."""
-    return tuple(sorted({item.split for item in _iter_items(corpus_dir)}))
+    return tuple(sorted({_find_split(path, line) for path, line in _iter_lines(corpus_dir)}))
 
 
 def iter_split(corpus_dir: Path, split: str, options: SourceOptions) -> Iterator[SourceItem]:
     """Yields the items of a split in the order of the lines; a line that is wrong is named by number."""
-    return (item for item in _iter_items(corpus_dir) if item.split == split)
+    for path, line in _iter_lines(corpus_dir):
+        if _find_split(path, line) == split:
+            yield parse_line(path, line)
 
 
-def _iter_items(corpus_dir: Path) -> Iterator[SourceItem]:
+def _iter_lines(corpus_dir: Path) -> Iterator[tuple[Path, Line]]:
     for path in find_files(corpus_dir, ".jsonl").values():
         for line in iter_lines(path):
-            yield parse_line(path, line)
+            yield path, line
+
+
+def _find_split(path: Path, line: Line) -> str:
+    """Split of a line; nothing else of it is looked at."""
+    try:
+        return _split_of(_decode(line)) or path.stem
+    except AnnotationError:
+        return path.stem
 
 
 def parse_line(path: Path, line: Line) -> SourceItem:
@@ -164,7 +174,11 @@ def _to_utterance(record: _Record, path: Path, key: str, split: str) -> Utteranc
 
 def _find(folder: Path, name: str) -> Path:
     path = folder / name
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise AnnotationError(f"{_public_name(name)[:80]}: {error.strerror}") from error
+    if not is_there:
         raise AnnotationError(f"no file {_public_name(name)}")
     return path
 

@@ -46,6 +46,12 @@ def test_items_of_a_source_have_known_languages(tmp_path: Path) -> None:
         list(open_source("jsonl", tmp_path).iter_items())
 
 
+def test_language_of_a_column_is_corrected_by_options() -> None:
+    line = TextLine(key="a", source="hf", split="train", text="Hello.", language="English")
+    with pytest.raises(ConfigError, match=r"'English' .*; give --language, or another column by --columns"):
+        with_known_languages(line)
+
+
 def test_speech_alone_may_be_of_any_language() -> None:
     fields = {"key": "a", "source": "s", "split": "train", "audio_path": Path("a.wav")}
     alone = Utterance(**fields, language="sw")

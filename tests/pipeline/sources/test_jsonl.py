@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -82,6 +83,18 @@ def test_splits_are_those_of_the_lines_else_the_name_of_the_file(folder):
     assert [item.text for item in read(folder, ["train"])] == ["a", "c", "d"]
 
 
+def test_only_files_of_the_split_that_is_read_are_looked_for(folder, monkeypatch):
+    write(folder, {"audio": "clips/a.wav", "split": "train"}, {"image": "b.jpg", "split": "dev"}, "{")
+    looked_for = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: looked_for.append(path.name) or is_file(path))
+    source = open_source("jsonl", folder)
+    assert source.splits == ("dev", "mine", "train")
+    assert not {"a.wav", "b.jpg"} & {*looked_for}
+    assert len(read(folder, ["dev"])) == 1
+    assert {"a.wav", "b.jpg"} & {*looked_for} == {"b.jpg"}
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -89,6 +102,7 @@ def test_splits_are_those_of_the_lines_else_the_name_of_the_file(folder):
         ({"audio": "clips/none.wav"}, "no file clips/none.wav"),
         ({"audio": "/secret/folder/none.wav"}, "no file none.wav"),
         ({"image": "clips"}, "no file clips"),
+        ({"audio": "a" * 300}, "aaa: File name too long"),
         ({"audio": "clips/a.wav", "image": "b.jpg"}, "write two lines"),
         ({"audio": "clips/a.wav", "start_seconds": -1}, "start_seconds must be seconds from 0, found '-1'"),
         ({"audio": "clips/a.wav", "end_seconds": "3"}, "end_seconds must be seconds"),
