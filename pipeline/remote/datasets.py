@@ -5,8 +5,11 @@ names has been read back. Read: the files that the card names are mirrored, each
 and the card last of all. So neither side is a data set before it is a whole one.
 """
 
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from dmlm.pipeline.errors import CorruptInputError, ShardCorruptError
 from dmlm.pipeline.remote.folder import MissingFileError, RemoteFolder, alone_in, in_parallel
@@ -16,6 +19,8 @@ from dmlm.pipeline.storage import sha256_file, write_bytes
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 """In the order of uploading: an index vouches for its tar."""
+STALE_SECONDS: Final = 24 * 3600
+"""What nobody has written to for so long has been left by a killed run."""
 
 
 def fetch_dataset(remote: RemoteFolder, *, is_afresh: bool = False) -> Path:
@@ -107,7 +112,9 @@ def _remove_others(directory: Path, kept: Iterable[str]) -> None:
     """Shards of an earlier data set at the same address, and what a killed run had fetched of a file."""
     kept = set(kept)
     for path in directory.rglob("*.????????.tmp"):
-        path.unlink()
+        with suppress(FileNotFoundError):  # a writer that is at work in the mirror has just finished it
+            if path.stat().st_mtime < time.time() - STALE_SECONDS:
+                path.unlink()
     for path in directory.iterdir():
         if path.suffix in SHARD_SUFFIXES and path.name not in kept:
             path.unlink()

@@ -1,7 +1,9 @@
 """A data set on a server of S3 is read as the one that was put there, and as no other."""
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from dmlm.cli import run
 from dmlm.pipeline.errors import CorruptInputError, ExitCode, ShardCorruptError
-from dmlm.pipeline.remote.datasets import fetch_dataset, fetch_missing, send_dataset
+from dmlm.pipeline.remote.datasets import STALE_SECONDS, fetch_dataset, fetch_missing, send_dataset
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder
 from dmlm.pipeline.samples import Sample
@@ -109,10 +111,13 @@ def test_a_data_set_that_was_replaced_replaces_its_mirror(
 def test_what_a_killed_run_left_in_the_mirror_is_removed(published: RemoteFolder) -> None:
     local = dataset_folder(ADDRESS)
     (local / "codebook").mkdir()
-    for name in ("toy-000000.tar.0123abcd.tmp", "codebook/codebook.json.0123abcd.tmp"):
+    names = ("toy-000000.tar.0123abcd.tmp", "codebook/codebook.json.0123abcd.tmp", "toy-1.tar.4567cdef.tmp")
+    for name in names:
         (local / name).touch()
+    for name in names[:2]:
+        os.utime(local / name, (0, time.time() - STALE_SECONDS - 60))
     dataset_folder(ADDRESS)
-    assert not list(local.rglob("*.tmp"))
+    assert [path.name for path in local.rglob("*.tmp")] == [names[2]]  # somebody is writing it
 
 
 def test_names_that_a_card_or_a_listing_makes_up_stay_in_the_mirror(
