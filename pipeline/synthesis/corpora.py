@@ -58,12 +58,12 @@ def write_sample_corpora(config: SampleConfig) -> SampleReport:
     """
     texts = [_read_lines(path) for path in config.text_paths]
     settings = _settings(config, texts)
-    finished = claim(config.out_dir, settings)
+    packages = ENGLISH_PACKAGES if texts else (*ENGLISH_PACKAGES, *OTHER_PACKAGES)
+    versions = {package: _installed_version(package) for package in packages}
+    finished = claim(config.out_dir, settings, versions)
     if finished is not None:
         return finished
     splits = _write_texts(config, texts) if texts else _write_generated(config)
-    packages = ENGLISH_PACKAGES if texts else (*ENGLISH_PACKAGES, *OTHER_PACKAGES)
-    versions = {package: _installed_version(package) for package in packages}
     write_readmes(config.out_dir, seed=config.seed, from_text=bool(texts), versions=versions)
     return publish(config.out_dir, settings, versions, splits)
 

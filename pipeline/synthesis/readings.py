@@ -12,7 +12,13 @@ from pathlib import Path
 
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.storage import write_bytes
-from dmlm.pipeline.synthesis.speech import EnglishVoice, Speaker, duration_seconds, encode_audio
+from dmlm.pipeline.synthesis.speech import (
+    SAMPLING_RATE_HZ,
+    EnglishVoice,
+    Speaker,
+    duration_seconds,
+    encode_audio,
+)
 from dmlm.pipeline.synthesis.texts import Reading
 from dmlm.pipeline.synthesis.workers import map_in_order
 
@@ -83,12 +89,20 @@ def plan_readings(
 def write_readings(
     root: Path, tasks: Sequence[ReadingTask], voice: EnglishVoice, num_workers: int | None
 ) -> list[float]:
-    """Writes `root`/LibriSpeech and returns the duration of each task in seconds."""
+    """Writes `root`/LibriSpeech and returns the duration of each task in seconds.
+
+    A recording that is there is one of the same settings, which an interrupted run had finished.
+    """
+    import soundfile
+
     corpus = root / "LibriSpeech"
 
     def write_one(task: ReadingTask) -> float:
+        path = corpus / task.directory / f"{task.key}.flac"
+        if path.is_file():
+            return float(soundfile.info(path).frames / SAMPLING_RATE_HZ)
         waveform = voice.speak(task.reading.spoken, task.speaker, task.noise_seed)
-        write_bytes(corpus / task.directory / f"{task.key}.flac", encode_audio(waveform, "FLAC"))
+        write_bytes(path, encode_audio(waveform, "FLAC"))
         return duration_seconds(waveform)
 
     seconds = list(map_in_order(write_one, tasks, num_workers, "LibriSpeech layout"))

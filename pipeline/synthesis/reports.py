@@ -64,18 +64,20 @@ def summarise(corpus: str, splits: Sequence[str], seconds: Sequence[float]) -> l
     return reports
 
 
-def claim(out_dir: Path, settings: Settings) -> SampleReport | None:
+def claim(out_dir: Path, settings: Settings, versions: Mapping[str, str]) -> SampleReport | None:
     """Takes `out_dir` for a sample; returns the report when the sample is there already.
 
     Raises:
-        ConfigError: The folder holds a sample of other settings, or files that are no sample.
+        ConfigError: The folder holds a sample of other settings, an unfinished one of other packages, or
+            files that are no sample.
     """
     for name in (FINISHED, UNFINISHED):
         if (out_dir / name).is_file():
-            return _read(out_dir, name, settings)
+            return _read(out_dir, name, settings, versions)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ConfigError(f"{out_dir} holds files that a sample could overwrite; choose a new folder")
-    write_json(out_dir / UNFINISHED, {"synthetic": True, "settings": dict(settings)})
+    content = {"synthetic": True, "settings": dict(settings), "versions": dict(versions)}
+    write_json(out_dir / UNFINISHED, content)
     return None
 
 
@@ -94,10 +96,13 @@ def publish(
     return SampleReport(out_dir=out_dir, splits=splits, already_complete=False)
 
 
-def _read(out_dir: Path, name: str, settings: Settings) -> SampleReport | None:
+def _read(out_dir: Path, name: str, settings: Settings, versions: Mapping[str, str]) -> SampleReport | None:
+    """Report of a finished sample; its versions are no matter, while files of two are not mixed in one."""
     try:
         content = json.loads((out_dir / name).read_bytes())
         there = dict(content["settings"])
+        if name == UNFINISHED:
+            there, settings = {**content["versions"], **there}, {**versions, **settings}
         splits = tuple(SplitReport(**split) for split in content.get("splits", ()))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{out_dir / name} is damaged; delete the folder or choose another") from error

@@ -1,12 +1,16 @@
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.samples import Utterance
+from dmlm.pipeline.samples import Utterance, Waveform
 from dmlm.pipeline.sources.registry import open_source
 from dmlm.pipeline.synthesis.corpora import SampleConfig, write_sample_corpora
 from dmlm.pipeline.synthesis.readings import is_word_string, transcript
+from dmlm.pipeline.synthesis.speech import EnglishVoice
 
 
 def speak(tmp_path: Path, data: bytes, **settings: int) -> Path:
@@ -37,6 +41,43 @@ def test_changed_text_is_another_sample(tmp_path: Path) -> None:
     speak(tmp_path, b"hello there\n")
     with pytest.raises(ConfigError, match="text_sha256"):
         speak(tmp_path, b"hello again\n")
+
+
+def test_what_an_interrupted_run_had_spoken_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, spoken = b"first of all\nand then\nat last\n", []
+    speak_one = EnglishVoice.speak
+
+    def speak_two(voice: EnglishVoice, text: str, *arguments: Any) -> Waveform:
+        if len(spoken) == 2:
+            raise KeyboardInterrupt
+        spoken.append(text)
+        return speak_one(voice, text, *arguments)
+
+    monkeypatch.setattr(EnglishVoice, "speak", speak_two)
+    with pytest.raises(KeyboardInterrupt):
+        speak(tmp_path, data, num_workers=1)
+    spoken.clear()
+    out_dir = speak(tmp_path, data, num_workers=1)
+    assert spoken == ["at last"]
+    monkeypatch.undo()
+    (tmp_path / "other").mkdir()
+    whole = speak(tmp_path / "other", data)
+    files = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert files == {
+        path.relative_to(out_dir): path.read_bytes() for path in out_dir.rglob("*") if path.is_file()
+    }
+
+
+def test_unfinished_sample_of_other_packages_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EnglishVoice, "speak", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        speak(tmp_path, b"hello there\n")
+    path = tmp_path / "out" / "sample.unfinished.json"
+    path.write_text(path.read_text().replace(version("hibari-tts"), "0.0.1"))
+    with pytest.raises(ConfigError, match=r"other settings \(hibari-tts 0\.0\.1 instead of"):
+        speak(tmp_path, b"hello there\n")
 
 
 @pytest.mark.parametrize(
