@@ -26,6 +26,7 @@ from dmlm.pipeline.suggestions import did_you_mean
 EXPECTED = "*.parquet, *.arrow or a folder of save_to_disk, or --root hub:ORG/NAME,"
 NAME = "hf"
 
+_HUB = "hf://datasets/"
 _SAVED = ("dataset_dict.json", "state.json")
 _PATTERNS = ("**/*.parquet", "**/*.arrow", "**/metadata.csv", "**/metadata.jsonl")
 _MEDIA = {"audio", "image"}
@@ -101,7 +102,7 @@ def _copy_rows(corpus_dir: Path, split: str, options: SourceOptions, list_path: 
 def _own_place(corpus_dir: Path) -> str:
     """How the addresses of the data set's own files begin; no other may be reached."""
     name = HubName.of(corpus_dir)
-    return f"hf://datasets/{name.repository}@{name.revision}/" if name else f"{corpus_dir.resolve()}/"
+    return f"{_HUB}{name.repository}@{name.revision}/" if name else f"{corpus_dir.resolve()}/"
 
 
 def _to_record(
@@ -123,13 +124,16 @@ def _keep_file(media: Any, stem: Path, own_place: str) -> str:
     """Path of a recording or an image, which is copied unless it is a file of its own on this machine.
 
     An address that is not the data set's own, or where there is nothing, stays: it is no file, as any other.
+    What the hub calls a file of this machine is none, either: nobody there may choose what is read here.
     """
     if isinstance(media, str):
         media = {"path": media}
     elif isinstance(media, bytes):
         media = {"bytes": media}
     name, content = media.get("path") or "", media.get("bytes")
-    if content is None and ("://" not in name or not _is_own(name, own_place)):
+    if content is None and "://" not in name:
+        return Path(name).name if own_place.startswith(_HUB) else name
+    if content is None and not _is_own(name, own_place):
         return name
     suffix = Path(name.partition("::")[0]).suffix
     path = stem.with_suffix(suffix if _SUFFIX.fullmatch(suffix) else "")

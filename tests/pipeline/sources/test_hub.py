@@ -9,16 +9,18 @@ from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 from huggingface_hub.errors import RevisionNotFoundError
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import Broken, ImageCaption, TextLine
-from dmlm.pipeline.sources import open_source
+from dmlm.pipeline.sources import SourceOptions, open_source
 from dmlm.pipeline.sources.hub import HubName, commit_of, pinned
 from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
@@ -88,6 +90,18 @@ def test_names_have_a_config_and_a_revision(text: str, name: tuple[str | None, .
     assert (found.repository, found.config, found.revision) == name
     assert found.path == Path(text)
     assert HubName.of(Path("folder/b@v1")) is None
+
+
+def test_a_row_at_the_hub_names_no_file_of_this_machine(hub: Hub, tmp_path: Path) -> None:
+    private = tmp_path / "private.wav"
+    soundfile.write(private, np.zeros(8_000), 16_000)
+    hub.newest = NEW
+    table = pa.table({"text": ["hello"], "audio": [str(private)]})
+    pq.write_table(table, tmp_path / "new" / "train.parquet")
+    options = SourceOptions(columns="audio=audio,text=text")
+    [item] = open_source("hf", Path("hub:org/name"), options=options).iter_items()
+    assert isinstance(item, Broken)
+    assert "no file private.wav" in item.reason
 
 
 def test_a_data_set_that_has_changed_at_the_hub_is_read_anew_and_a_revision_stays(hub: Hub) -> None:
