@@ -7,7 +7,7 @@ from typing import Any
 from dmlm.pipeline.synthesis.readings import is_word_string
 from dmlm.pipeline.tokenization.report import TokenizeReport
 from dmlm.trainer.loop import TrainReport
-from dmlm.trainer.scoring import AsrMetrics, sum_scores
+from dmlm.trainer.scoring import Scores, score_utterances
 from dmlm.trainer.scoring.evaluation_report import EvaluationReport, ScoredUtterance, describe_score
 
 
@@ -26,7 +26,7 @@ class DemoResults:
     def to_json(self) -> dict[str, Any]:
         """Content of results.json."""
         scores = {task: report.to_json() for task, report in self.reports.items()}
-        halves = {name: asdict(metrics) for name, metrics in self._halves.items()}
+        halves = {name: scores.to_json() for name, scores in self._halves.items()}
         total = self.trained.total
         return {
             **{
@@ -46,7 +46,7 @@ class DemoResults:
         return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 
     @property
-    def _halves(self) -> dict[str, AsrMetrics]:
+    def _halves(self) -> dict[str, Scores]:
         return score_halves(self.reports["asr"].utterances)
 
     def _data_rows(self) -> list[tuple[str, str]]:
@@ -64,7 +64,7 @@ class DemoResults:
 
     def _score_rows(self) -> list[tuple[str, str]]:
         asr, translation, caption, speech = (self.reports[task] for task in ("asr", "s2tt", "i2t", "t2s"))
-        halves = ", ".join(f"{name} {100 * m.wer_raw:.1f} %" for name, m in self._halves.items() if m.wer_raw)
+        halves = ", ".join(f"{name} {100 * s.wer_raw:.1f} %" for name, s in self._halves.items() if s.wer_raw)
         return [
             _row("ASR: WER", asr, "wer"),
             ("  raw", f"{describe_score(asr.metrics, 'wer_raw')}; {halves}"),
@@ -85,12 +85,12 @@ class DemoResults:
         ]
 
 
-def score_halves(utterances: Sequence[ScoredUtterance]) -> dict[str, AsrMetrics]:
+def score_halves(utterances: Sequence[ScoredUtterance]) -> dict[str, Scores]:
     """Scores of sentences and of random word strings, which no grammar can guess."""
     halves: dict[str, list[ScoredUtterance]] = {"sentences": [], "word strings": []}
     for utterance in utterances:
         halves["word strings" if is_word_string(utterance.key) else "sentences"].append(utterance)
-    return {name: sum_scores(u.score for u in half if u.score) for name, half in halves.items()}
+    return {name: score_utterances([u.score for u in half if u.score]) for name, half in halves.items()}
 
 
 def _row(title: str, report: EvaluationReport, name: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from dmlm.pipeline.tokenizers.pretrained import read_terms
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.data.tasks import TASKS, Part, make_template
-from dmlm.trainer.decoding.modality_mask import closing_id, target_ids
+from dmlm.trainer.decoding import constraint_of
 from dmlm.trainer.settings import RunSettings
 from dmlm.trainer.trained_tasks import DEFAULT_LANGUAGE, NO_LANGUAGE, TrainedTask
 
@@ -59,7 +59,9 @@ ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
 def only_{modality}(batch, ids):
     return [*range({start}, {stop}), {end_id}]
 
-output = model.generate(ids, prefix_allowed_tokens_fn=only_{modality}, max_new_tokens=100)
+output = model.generate(
+    ids, prefix_allowed_tokens_fn=only_{modality}, eos_token_id={end_id}, max_new_tokens=100
+)
 print(tokenizer.decode(output[0, ids.shape[1]:], skip_special_tokens=True))
 ```
 
@@ -140,9 +142,9 @@ def _task_rows(
             "".join(_spell(part, names, f"{{{part.member}}}") for part in parts)
             for parts in (template.prompt, template.target)
         )
-        ids, closing = target_ids(vocabulary, task), closing_id(vocabulary, task)
-        end = vocabulary.eos_id if closing is None else closing
-        others = [i for i in ids if i != end]
+        constraint = constraint_of(task, vocabulary)
+        end = constraint.end_id
+        others = [i for i in constraint.ids if i != end]
         shown = ", ".join(language or NO_LANGUAGE for language in languages)
         known = shown if settings.trained else "not recorded"
         yield f"| {task} | `{prompt}` | `{target}` | {others[0]}–{others[-1]} | {end} | {known} |"
@@ -156,16 +158,16 @@ def _example(
     task = min(trained, key=lambda name: MODALITY_OF[TASKS[name].target] is not Modality.TEXT)
     language, modality = trained[task][0], MODALITY_OF[TASKS[task].target]
     template = make_template(TASKS[task], language, language, vocabulary, settings.recipe.sequence)
-    ids, closing = vocabulary.range_of(modality), closing_id(vocabulary, task)
+    constraint = constraint_of(task, vocabulary)
     return {
         "prompt": "".join(
             _spell(part, names, _EXAMPLES.get(str(part.member), "")) for part in template.prompt
         ),
         "task": task,
         "modality": modality,
-        "start": ids.start,
-        "stop": ids.stop,
-        "end_id": vocabulary.eos_id if closing is None else closing,
+        "start": constraint.allowed.start,
+        "stop": constraint.allowed.stop,
+        "end_id": constraint.end_id,
     }
 
 

@@ -17,6 +17,7 @@ from dmlm.pipeline.errors import AnnotationError
 from dmlm.pipeline.samples import Broken, ImageCaption, SourceItem, TextLine, Utterance
 from dmlm.pipeline.sources.interface import SourceOptions, is_key
 from dmlm.pipeline.sources.lines import Line, find_files, iter_lines
+from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.suggestions import did_you_mean
 
 EXPECTED = "*.jsonl files of one json object a line, or one such file,"
@@ -136,7 +137,7 @@ def _to_item(record: _Record, folder: Path, line_key: str, split: str) -> Source
             source=NAME,
             split=split,
             image_path=path,
-            image_id=record.image_id or _public_name(record.image),
+            image_id=record.image_id or _image_id(path, folder, record.image),
             text=record.text,
             language=record.language,
         )
@@ -174,15 +175,23 @@ def _to_utterance(record: _Record, path: Path, key: str, split: str) -> Utteranc
 
 def _find(folder: Path, name: str) -> Path:
     path = folder / name
+    shown = path.name if Path(name).is_absolute() else name
     try:
         is_there = path.is_file()
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise AnnotationError(f"{_public_name(name)[:80]}: {error.strerror}") from error
+        raise AnnotationError(f"{shown[:80]}: {error.strerror}") from error
     if not is_there:
-        raise AnnotationError(f"no file {_public_name(name)}")
+        raise AnnotationError(f"no file {shown}")
     return path
 
 
-def _public_name(name: str) -> str:
-    """The path as the line has it, without the folders of an absolute one: it goes into the data set."""
-    return Path(name).name if Path(name).is_absolute() else name
+def _image_id(path: Path, folder: Path, name: str) -> str:
+    """The path from `folder`, which tells images apart without the folders of this machine.
+
+    Where the line has the absolute path of an image elsewhere: its name and a mark of the path.
+    """
+    if not Path(name).is_absolute():
+        return name
+    if path.is_relative_to(folder.absolute()):
+        return path.relative_to(folder.absolute()).as_posix()
+    return f"{path.name}-{sha256_json(str(path))[:8]}"

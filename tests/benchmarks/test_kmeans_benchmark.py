@@ -12,4 +12,8 @@ def test_row_b_compares_fits_of_equal_inertia(run_benchmark, monkeypatch: pytest
     lloyd = rows["B-lloyd"]
     assert lloyd["details"]["inertia"] <= lloyd["details"]["target_inertia"]
     assert lloyd["ratio"] == pytest.approx(min(lloyd["peers"].values()) / lloyd["dmlm"])
+    batches = rows["B-minibatch"]["details"]
+    assert batches["target_inertia"] == pytest.approx(1.002 * batches["inertia_by_own_rule"]["sklearn"])
+    for name in ("passes", "inertia_by_own_rule", "seconds_by_own_rule"):
+        assert batches[name].keys() == {"dmlm", "sklearn"}
     assert rows["B-stream"]["ratio"] > 0.95

@@ -2,9 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -38,9 +40,11 @@ from dmlm.trainer.config import (
 )
 from dmlm.trainer.data.tasks import TASKS, build_prompt
 from dmlm.trainer.decoding import DecodingConfig, constraint_of, decode
-from dmlm.trainer.decoding.modality_mask import ModalityMask, closing_id
+from dmlm.trainer.decoding.modality_mask import ModalityMask
 from dmlm.trainer.export import export_checkpoint
 from dmlm.trainer.loop import train
+from dmlm.trainer.model_card import write_card
+from dmlm.trainer.trained_tasks import TrainedTask
 
 NUM_ROWS = 264
 """Of the pretrained models: six more than the text tokenizer has entries."""
@@ -55,6 +59,7 @@ INITS: dict[str, PretrainedConfig | None] = {
 }
 GENERATING = ("asr", "s2tt", "t2s", "i2t")
 NUM_NEW = 12
+MODELS = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 @pytest.fixture(scope="module", params=INITS)
@@ -131,16 +136,16 @@ def test_stock_generation_gives_the_tokens_of_our_decoding(
 ) -> None:
     vocabulary = checkpoint.vocabulary
     prompts = [prompt_of(checkpoint, task, number) for number in range(4)]
-    closing = closing_id(vocabulary, task)
+    constraint = constraint_of(task, vocabulary)
     outputs = decode(
         checkpoint.model.double(),
         prompts,
-        constraint_of(task, vocabulary),
+        constraint,
         DecodingConfig(),
         max_new_tokens=[NUM_NEW] * len(prompts),
     )
     ours = {output.index: output.tokens for output in outputs}
-    ends = [vocabulary.eos_id] if closing is None else [closing, vocabulary.eos_id]
+    ends = dict.fromkeys([constraint.end_id, vocabulary.eos_id])
     for number, prompt in enumerate(prompts):
         expected = [*ours[number].tolist(), *ends][:NUM_NEW]
         assert generate(stock, prompt, ModalityMask(vocabulary, task)) == expected
@@ -162,13 +167,14 @@ def generate(model: PreTrainedModel, prompt: TokenArray, mask: ModalityMask) -> 
 def test_the_mask_lets_nothing_else_out(task: str, checkpoint: Checkpoint) -> None:
     vocabulary, mask = checkpoint.vocabulary, ModalityMask(checkpoint.vocabulary, task)
     scores = torch.zeros(2, vocabulary.size)
-    closing = closing_id(vocabulary, task)
-    last = vocabulary.eos_id if closing is None else closing
+    modality = MODALITY_OF[TASKS[task].target]
+    is_text = modality is Modality.TEXT
+    last = vocabulary.eos_id if is_text else vocabulary.special_id(f"</{modality}>")
     tokens = torch.tensor([[vocabulary.bos_id, vocabulary.special_id("<asr>")], [0, last]])
     allowed, after_last = (row.isfinite().nonzero().flatten().tolist() for row in mask(tokens, scores))
-    target = vocabulary.range_of(MODALITY_OF[TASKS[task].target])
+    target = vocabulary.range_of(modality)
     assert set(allowed) == {*range(target.start, target.stop), last}
-    assert after_last == (allowed if closing is None else [vocabulary.eos_id])
+    assert after_last == (allowed if is_text else [vocabulary.eos_id])
 
 
 @pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
@@ -221,9 +227,41 @@ def test_the_card_says_what_it_is_and_its_example_runs(
     assert "started from llm: its licence goes on" in card
     assert "speech: sha256 speech" in card
     assert "data toy: not known to dmlm" in card
-    code = card.partition("```python\n")[2].partition("```")[0]
-    exec(code.replace("FOLDER", repr(str(exported))), {})
+    run_example(card, FOLDER=exported)
     assert "<speech" not in capsys.readouterr().out
+
+
+def run_example(page: str, changes: Mapping[str, str] = MappingProxyType({}), **names: Any) -> dict[str, Any]:
+    """Runs the first Python code of a page, given names and changed in places; gives all its names."""
+    code = page.partition("```python\n")[2].partition("```")[0]
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+@pytest.mark.parametrize("task", ["t2s", "image"])
+def test_the_example_of_a_model_without_text_ends_with_its_closing_tag(
+    task: Literal["t2s", "image"], exported: Path, checkpoint: Checkpoint
+) -> None:
+    trained = (TrainedTask(task=task, language="en"),)
+    card = write_card(replace(checkpoint, settings=replace(checkpoint.settings, trained=trained)))
+    constraint = constraint_of(task, checkpoint.vocabulary)
+    others = f"*range({constraint.allowed.start}, {constraint.allowed.stop}), "
+    names = run_example(card, {others: ""}, FOLDER=exported)
+    assert names["output"][0, names["ids"].shape[1] :].tolist() == [constraint.end_id]
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_prompts_of_the_documentation_begin_as_the_vocabulary_says(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "model")
+    path = tmp_path / "model" / "vocabulary.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"bos_id": 1}))
+    page = MODELS.read_text().partition("In transformers")[2]
+    names = run_example(page, {"=200": "=4", "=1000": "=4"}, DIR=path.parent, units=[3, 4])
+    assert names["ids"][0, 0] == 1
 
 
 def without_images(samples: Iterable[Sample]) -> list[Sample]:

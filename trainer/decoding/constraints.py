@@ -5,10 +5,10 @@ Text ends with the end token; speech and images end with their closing tag, as i
 
 from dataclasses import dataclass
 
+from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.vocabulary import TokenRange, Vocabulary
 from dmlm.trainer.data.tasks import TASKS
-from dmlm.trainer.decoding.modality_mask import closing_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,9 @@ class Constraint:
 
 def constraint_of(task: str, vocabulary: Vocabulary) -> Constraint:
     """Constraint on the target of a task, a key of `TASKS`."""
-    closing = closing_id(vocabulary, task)
+    modality = MODALITY_OF[TASKS[task].target]
+    is_text = modality is Modality.TEXT
     return Constraint(
-        allowed=vocabulary.range_of(MODALITY_OF[TASKS[task].target]),
-        end_id=vocabulary.eos_id if closing is None else closing,
+        allowed=vocabulary.range_of(modality),
+        end_id=vocabulary.eos_id if is_text else vocabulary.special_id(f"</{modality}>"),
     )

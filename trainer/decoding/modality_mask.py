@@ -9,10 +9,8 @@ Suffixes: B sequence, T position, V vocabulary.
 import torch
 from torch import Tensor
 
-from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.vocabulary import Vocabulary
-from dmlm.trainer.data.tasks import TASKS
+from dmlm.trainer.decoding.constraints import constraint_of
 
 
 class ModalityMask:
@@ -20,9 +18,10 @@ class ModalityMask:
 
     def __init__(self, vocabulary: Vocabulary, task: str) -> None:
         """Takes the vocabulary of the model and the name of a task, a key of `TASKS`."""
-        self._allowed_V = _mask(vocabulary, target_ids(vocabulary, task))
+        constraint = constraint_of(task, vocabulary)
+        self._allowed_V = _mask(vocabulary, constraint.ids)
         self._end_V = _mask(vocabulary, [vocabulary.eos_id])
-        self._closing_id = closing_id(vocabulary, task)
+        self._closing_id = None if constraint.end_id == vocabulary.eos_id else constraint.end_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores B × V with minus infinity for what may not follow `input_ids` B × T."""
@@ -31,23 +30,6 @@ class ModalityMask:
             is_closed_B = input_ids[:, -1] == self._closing_id
             allowed_BV = torch.where(is_closed_B[:, None], self._end_V.to(scores.device), allowed_BV)
         return scores.masked_fill(~allowed_BV, -torch.inf)
-
-
-def target_ids(vocabulary: Vocabulary, task: str) -> list[int]:
-    """Ids that the target of a task may consist of, with the one that ends it."""
-    ids = vocabulary.range_of(_target(task))
-    closing = closing_id(vocabulary, task)
-    return sorted({*range(ids.start, ids.stop), vocabulary.eos_id if closing is None else closing})
-
-
-def closing_id(vocabulary: Vocabulary, task: str) -> int | None:
-    """Tag that closes the target of a task; None for text, which ends with the end token itself."""
-    modality = _target(task)
-    return None if modality is Modality.TEXT else vocabulary.special_id(f"</{modality}>")
-
-
-def _target(task: str) -> Modality:
-    return MODALITY_OF[TASKS[task].target]
 
 
 def _mask(vocabulary: Vocabulary, ids: list[int]) -> Tensor:

@@ -8,18 +8,15 @@ from dmlm.trainer.scoring.captions import score_captions, warn_of_few_images
 from dmlm.trainer.scoring.scores import Interval, Scores
 from dmlm.trainer.scoring.translations import score_translations
 from dmlm.trainer.scoring.wer import (
-    AsrMetrics,
     EditCounts,
     UtteranceScore,
     count_edits,
     normalise_english,
     score_utterance,
     score_utterances,
-    sum_scores,
 )
 
 __all__ = [
-    "AsrMetrics",
     "EditCounts",
     "Interval",
     "Scores",
@@ -30,6 +27,5 @@ __all__ = [
     "score_translations",
     "score_utterance",
     "score_utterances",
-    "sum_scores",
     "warn_of_few_images",
 ]

@@ -6,8 +6,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from itertools import groupby
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,7 +140,7 @@ def read_references(
     keys: Sequence[str] = ("*",),
     limit: int | None = None,
 ) -> Iterator[Reference]:
-    """Yields the samples of the splits that have what the task needs, in order; an image once.
+    """Yields the samples of the splits that have what the task needs, in order; an image once, at its first.
 
     Args:
         shards: Of all data sets.
@@ -150,13 +149,17 @@ def read_references(
         keys: Globs; only samples whose key matches one of them.
         limit: Samples of each source and split of each data set, from the first; None: all.
     """
-    num_yielded: Counter[tuple[str, ...]] = Counter()
-    for _, rows in groupby(_find_rows(shards, splits, task, keys), key=partial(_what_is_scored, task)):
-        captions = list(rows)
-        origin = captions[0].origin
-        num_yielded[origin] += 1
-        if limit is None or num_yielded[origin] <= limit:
-            yield _join([_read_reference(row, task) for row in captions])
+    num_found: Counter[tuple[str, ...]] = Counter()
+    found: dict[tuple[str, ...], list[_Row]] = {}
+    for row in _find_rows(shards, splits, task, keys):
+        name = _what_is_scored(task, row)
+        if name in found:
+            found[name].append(row)
+        elif limit is None or num_found[row.origin] < limit:
+            num_found[row.origin] += 1
+            found[name] = [row]
+    for captions in found.values():
+        yield _join([_read_reference(row, task) for row in captions])
 
 
 def read_training_texts(shards: Sequence[ScoredShard], checkpoint: Checkpoint) -> TrainingTexts:
@@ -256,8 +259,9 @@ def _find_rows(
 
 
 def _what_is_scored(task: str, row: _Row) -> tuple[str, ...]:
-    """Equal for the captions of one image, which follow each other; else of the sample itself."""
-    return *row.origin, str(row.fields["image_id" if task == "i2t" else "key"])
+    """Equal for the captions of one image; else of the sample itself."""
+    image_id = row.fields["image_id"] if task == "i2t" else None
+    return *row.origin, row.fields["key"] if image_id is None else f"image {image_id}"
 
 
 def _read_reference(row: _Row, task: str) -> Reference:

@@ -4,7 +4,7 @@
 on top (English only).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -57,22 +57,6 @@ class UtteranceScore:
     """What both sides went through."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AsrMetrics:
-    """Error rates of a corpus, as fractions; a rate over empty references is None."""
-
-    wer: float | None
-    """Normalised; None as soon as one utterance is not English."""
-    wer_raw: float | None
-    cer: float | None
-    num_utterances: int
-    num_words: int
-    """This and the three counts below belong to `wer_raw`."""
-    num_substitutions: int
-    num_deletions: int
-    num_insertions: int
-
-
 def score_utterance(reference: str, hypothesis: str, text_rule: str, language: str | None) -> UtteranceScore:
     """Scores one utterance; texts as the corpus and the model have them."""
     raw = apply_text_rule(text_rule, reference), apply_text_rule(text_rule, hypothesis)
@@ -85,44 +69,31 @@ def score_utterance(reference: str, hypothesis: str, text_rule: str, language: s
     )
 
 
-def sum_scores(scores: Iterable[UtteranceScore]) -> AsrMetrics:
-    """Error rates over the corpus: edits are summed before they are divided."""
-    scores = list(scores)
-    words = [score.words for score in scores if score.words is not None]
-    raw = sum((score.words_raw for score in scores), EditCounts())
-    return AsrMetrics(
-        wer=sum(words, EditCounts()).rate if len(words) == len(scores) else None,
-        wer_raw=raw.rate,
-        cer=sum((score.characters for score in scores), EditCounts()).rate,
-        num_utterances=len(scores),
-        num_words=raw.num_reference,
-        num_substitutions=raw.num_substitutions,
-        num_deletions=raw.num_deletions,
-        num_insertions=raw.num_insertions,
-    )
-
-
 def score_utterances(scores: Sequence[UtteranceScore]) -> Scores:
-    """Error rates over the corpus, with their intervals; jiwer counts the edits."""
-    metrics = sum_scores(scores)
+    """Error rates over the corpus, with their intervals: edits are summed before they are divided.
+
+    `wer` is None as soon as one utterance is not English; the counts are those of `wer_raw`.
+    """
     edits = {"wer_raw": [s.words_raw for s in scores], "cer": [s.characters for s in scores]}
-    if metrics.wer is not None:
-        edits["wer"] = [score.words or EditCounts() for score in scores]
+    words = [score.words for score in scores if score.words is not None]
+    if len(words) == len(scores):
+        edits["wer"] = words
+    totals = {name: sum(counts, EditCounts()) for name, counts in edits.items()}
     bounds = {
         name: bootstrap_ratio([e.num_errors for e in counts], [e.num_reference for e in counts])
         for name, counts in edits.items()
     }
-    rules = ",".join(sorted({score.text_rule for score in scores}))
+    raw, rules = totals["wer_raw"], ",".join(sorted({score.text_rule for score in scores}))
     return Scores(
-        num_samples=metrics.num_utterances,
-        values={"wer": metrics.wer, "wer_raw": metrics.wer_raw, "cer": metrics.cer},
+        num_samples=len(scores),
+        values={name: totals[name].rate if name in totals else None for name in ("wer", "wer_raw", "cer")},
         intervals={name: interval for name, interval in bounds.items() if interval},
         counts={
-            "num_utterances": metrics.num_utterances,
-            "num_words": metrics.num_words,
-            "num_substitutions": metrics.num_substitutions,
-            "num_deletions": metrics.num_deletions,
-            "num_insertions": metrics.num_insertions,
+            "num_utterances": len(scores),
+            "num_words": raw.num_reference,
+            "num_substitutions": raw.num_substitutions,
+            "num_deletions": raw.num_deletions,
+            "num_insertions": raw.num_insertions,
         },
         signatures={name: _signature(name, rules) for name in edits if scores},
     )

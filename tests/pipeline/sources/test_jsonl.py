@@ -76,6 +76,20 @@ def test_images_and_texts_need_no_key(folder):
     ]
 
 
+def test_absolute_paths_of_images_tell_them_apart_and_stay_private(folder):
+    paths = [folder / "lists" / "b.jpg", folder / "a" / "1.jpg", folder / "b" / "1.jpg"]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    lines = [{"image": str(path), "text": "A bus."} for path in paths]
+    write(folder / "lists", *lines, {"image": str(paths[1]), "text": "A red bus."})
+    within, first, other, again = [item.image_id for item in read(folder / "lists")]
+    assert within == "b.jpg"
+    assert first == again != other
+    assert first.startswith("1.jpg-")
+    assert not any(str(folder) in name for name in (within, first, other))
+
+
 def test_splits_are_those_of_the_lines_else_the_name_of_the_file(folder):
     write(folder, {"text": "a", "split": "train"}, {"text": "b"}, {"text": "c", "split": "train"})
     write(folder, {"text": "d"}, name="train.jsonl")

@@ -101,23 +101,22 @@ def test_task_without_source_is_refused(checkpoint: Checkpoint) -> None:
         list(generate(checkpoint, "text", []))
 
 
+def caption(number: int, image_id: str | None, text: str) -> Sample:
+    return Sample(
+        key=f"c-{number}",
+        source="coco",
+        split="test",
+        image_id=image_id,
+        language="en",
+        text=text,
+        image_tokens=np.arange(4, dtype=np.int32),
+        text_tokens=np.array([100], np.int32),
+    )
+
+
 def test_captions_of_an_image_are_one_sample_with_all_references(
     checkpoint: Checkpoint, write_shards, tmp_path: Path
 ) -> None:
-    def caption(number: int, image_id: str, text: str) -> Sample:
-        codes, words = np.arange(4, dtype=np.int32), np.array([100], np.int32)
-        key, language = f"c-{number}", "en"
-        return Sample(
-            key=key,
-            source="coco",
-            split="test",
-            image_id=image_id,
-            language=language,
-            text=text,
-            image_tokens=codes,
-            text_tokens=words,
-        )
-
     captions = [
         caption(0, "7", "a cat"),
         caption(1, "7", "one cat"),
@@ -132,6 +131,23 @@ def test_captions_of_an_image_are_one_sample_with_all_references(
     assert [reference.sample.key for reference in references] == ["c-0", "c-3"]
     (first,) = read_references(shards, ["test"], "i2t", limit=1)
     assert first.texts == ("a cat", "one cat", "cats")
+
+
+def test_captions_of_an_image_need_not_follow_each_other(
+    checkpoint: Checkpoint, write_shards, tmp_path: Path
+) -> None:
+    captions = [
+        caption(0, "7", "a cat"),
+        caption(1, "8", "dog"),
+        caption(2, None, "sky"),
+        caption(3, None, "sea"),
+        caption(4, "7", "one cat"),
+    ]
+    shards = open_matching_shards([write_shards(tmp_path / "coco", captions)], checkpoint, "i2t")
+    texts = [("a cat", "one cat"), ("dog",), ("sky",), ("sea",)]
+    assert [reference.texts for reference in read_references(shards, ["test"], "i2t")] == texts
+    limited = read_references(shards, ["test"], "i2t", limit=2)
+    assert [reference.texts for reference in limited] == texts[:2]
 
 
 def test_a_limit_counts_samples_of_each_split_of_each_data_set(

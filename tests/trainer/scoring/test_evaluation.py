@@ -16,7 +16,7 @@ from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import text_of_units
-from dmlm.trainer.scoring import score_utterance, sum_scores
+from dmlm.trainer.scoring import score_utterance, score_utterances
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, EvaluationReport, evaluate
 from dmlm.trainer.scoring.evaluation_report import default_out_path
 from dmlm.trainer.settings import read_settings
@@ -78,15 +78,15 @@ def test_files_hold_what_the_report_says(config: EvaluateConfig) -> None:
     names = ("num_substitutions", "num_deletions", "num_insertions")
     num_errors = sum(line[name] for line in lines for name in names)
     assert num_errors / sum(line["num_words"] for line in lines) == pytest.approx(report.metrics.wer_raw)
-    again = sum_scores(
-        score_utterance(line["reference"], line["hypothesis"], "lower", "en") for line in lines
+    again = score_utterances(
+        [score_utterance(line["reference"], line["hypothesis"], "lower", "en") for line in lines]
     )
     assert (again.wer, again.wer_raw, again.cer) == (
         report.metrics.wer,
         report.metrics.wer_raw,
         report.metrics.cer,
     )
-    assert again.num_substitutions == result["metrics"]["num_substitutions"]
+    assert again.counts["num_substitutions"] == result["metrics"]["num_substitutions"]
     low, high = result["metrics"]["wer_interval"]
     assert low <= report.metrics.wer <= high
     speed = result["speed"]
@@ -105,7 +105,9 @@ def test_control_equals_decoding_the_neighbours_units(config: EvaluateConfig, sp
         checkpoint, swapped, ["en"] * len(samples), "asr", DecodingConfig(batch_size=2)
     )
     pairs = zip(samples, hypotheses, strict=True)
-    metrics = sum_scores(score_utterance(said.text, heard.text, "lower", "en") for said, heard in pairs)
+    metrics = score_utterances(
+        [score_utterance(said.text, heard.text, "lower", "en") for said, heard in pairs]
+    )
     assert (metrics.wer, metrics.cer) == (report.neighbour.wer, report.neighbour.cer)
 
 
