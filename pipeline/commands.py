@@ -11,7 +11,7 @@ import click
 
 from dmlm.pipeline.codebooks.default import DEFAULT_CODEBOOK, default_codebook
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.executors.options import engine_options
+from dmlm.pipeline.executors.options import Engine, engine_options
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder
 from dmlm.pipeline.source_names import SOURCE_NAMES
@@ -19,7 +19,6 @@ from dmlm.pipeline.source_options import source_options
 from dmlm.pipeline.tokenizer_options import codebook_options, tokenizer_options
 
 if TYPE_CHECKING:
-    from dmlm.pipeline.executors.options import Engine
     from dmlm.pipeline.sources import SourceOptions
     from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
@@ -219,7 +218,7 @@ def tokenize(
     out: Path | RemoteFolder | None,
     limit: int | None,
     device: str,
-    engine: "Engine",
+    engine: Engine,
 ) -> None:
     """Turn one corpus into WebDataset token shards with an index and a dataset card.
 
@@ -235,6 +234,11 @@ def tokenize(
 
     if dry_run and reuse_dir is not None:
         raise ConfigError("--dry-run measures how long encoding takes; leave out --reuse")
+    if dry_run and engine != Engine():
+        raise ConfigError(
+            "--dry-run encodes some files in this process; leave out --engine, --workers, --task-index "
+            "and --num-tasks"
+        )
     root = resolve_root(root, source)
     if out is None:
         announce_default("--out", out := Path("shards") / source)

@@ -144,7 +144,10 @@ def _inspect_codebook(
 @root_option(" Only --reencode needs it.")
 @seed_option()
 @device_option()
+@click.pass_context
 def verify(
+    context: click.Context,
+    /,
     folders: tuple[Path | RemoteFolder, ...],
     num_samples: int | None,
     root: Path | RemoteFolder | None,
@@ -158,6 +161,8 @@ def verify(
     """
     from dmlm.pipeline.shards import verify_dataset
 
+    if num_samples is None:
+        _refuse_given(context, {"root", "seed", "device"}, "--reencode")
     for place in folders:
         directory = read_again(place) if isinstance(place, RemoteFolder) else place
         whole = verify_dataset(directory)
