@@ -235,6 +235,20 @@ def test_a_path_of_the_wrong_kind_is_a_usage_error_that_names_it(
         assert len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "experiment"), "codebook-sweep"])
+def test_an_address_does_not_become_a_folder_of_that_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment", name] if name == "codebook-sweep" else [name]
+    options = {option for parameter in command_of(iter(words)).params for option in parameter.opts}
+    places = {"--out", "--html", "--codebook", "--checkpoint", "--vocoder"} & options
+    for option in places - {"--out"} if name == "tokenize" else places:
+        assert run([*words, option, "s3://bucket/x"]) == 2
+        assert "s3://bucket/x: must be a path of this machine" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone", "x"), PermissionError("no path")])
 def test_an_error_that_no_path_explains_stays_what_it_is(
     error: OSError, monkeypatch: pytest.MonkeyPatch
