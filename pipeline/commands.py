@@ -11,15 +11,14 @@ import click
 
 from dmlm.pipeline.codebooks.default import DEFAULT_CODEBOOK, default_codebook
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.executors.options import engine_options
+from dmlm.pipeline.executors.options import Engine, engine_options
 from dmlm.pipeline.remote.folder import RemoteFolder
-from dmlm.pipeline.remote.options import dataset_folder, folder
+from dmlm.pipeline.remote.options import dataset_folder, folder, local_path
 from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.source_options import source_options
 from dmlm.pipeline.tokenizer_options import codebook_options, tokenizer_options
 
 if TYPE_CHECKING:
-    from dmlm.pipeline.executors.options import Engine
     from dmlm.pipeline.sources import SourceOptions
     from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
@@ -82,7 +81,7 @@ def resolve_root(root: Path | RemoteFolder | None, source: str | None) -> Path:
 
 
 @click.command(short_help="Write sample corpora in the four true layouts, without any download.")
-@click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", "out_dir", type=local_path, required=True, help="Folder to write.")
 @seed_option()
 @click.option(
     "--text",
@@ -123,7 +122,7 @@ def sample(**settings: Any) -> None:
 @limit_option("samples of each split")
 @seed_option()
 @device_option()
-@click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./codebook]")
+@click.option("--out", "out_dir", type=local_path, help="[default: ./codebook]")
 def build_codebook(
     sources: tuple[str, ...],
     root: Path | RemoteFolder | None,
@@ -191,7 +190,7 @@ def parse_layer(text: str) -> int | None:
 @click.option(
     "--codebook",
     "codebook_dir",
-    type=click.Path(path_type=Path),
+    type=local_path,
     help="Folder of build-codebook.  [default: ./codebook, built first when it is not there]",
 )
 @tokenizer_options
@@ -219,7 +218,7 @@ def tokenize(
     out: Path | RemoteFolder | None,
     limit: int | None,
     device: str,
-    engine: "Engine",
+    engine: Engine,
 ) -> None:
     """Turn one corpus into WebDataset token shards with an index and a dataset card.
 
@@ -235,6 +234,11 @@ def tokenize(
 
     if dry_run and reuse_dir is not None:
         raise ConfigError("--dry-run measures how long encoding takes; leave out --reuse")
+    if dry_run and engine != Engine():
+        raise ConfigError(
+            "--dry-run encodes some files in this process; leave out --engine, --workers, --task-index "
+            "and --num-tasks"
+        )
     root = resolve_root(root, source)
     if out is None:
         announce_default("--out", out := Path("shards") / source)

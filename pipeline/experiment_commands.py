@@ -15,6 +15,7 @@ from dmlm.pipeline.commands import (
 )
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.remote.folder import RemoteFolder
+from dmlm.pipeline.remote.options import local_path
 from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.source_options import recording_options
 
@@ -55,7 +56,7 @@ def experiment() -> None:
 )
 @seed_option()
 @device_option()
-@click.option("--out", "out_dir", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", "out_dir", type=local_path, required=True, help="Folder to write.")
 def codebook_sweep(
     source: str,
     root: Path | RemoteFolder | None,

@@ -15,7 +15,7 @@ from dmlm.pipeline.commands import (
 )
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.remote.folder import RemoteFolder
-from dmlm.pipeline.remote.options import dataset_folder, folder
+from dmlm.pipeline.remote.options import dataset_folder, folder, local_path
 from dmlm.pipeline.source_names import SOURCE_NAMES
 from dmlm.pipeline.source_options import recording_options
 from dmlm.pipeline.storage import check_writable, write_bytes, write_json
@@ -30,7 +30,7 @@ OF_SHARDS = {"shard_dir", "key", "out_path", "html_path"}
 @click.option(
     "--codebook",
     "codebook_dir",
-    type=click.Path(path_type=Path),
+    type=local_path,
     help="Folder of build-codebook, to be judged on held-out speech.",
 )
 @click.option("--source", type=click.Choice(SOURCE_NAMES), help="With --codebook: corpus to measure on.")
@@ -42,8 +42,8 @@ OF_SHARDS = {"shard_dir", "key", "out_path", "html_path"}
 )
 @seed_option()
 @device_option()
-@click.option("--out", "out_path", type=click.Path(path_type=Path), help="Json of all that is found.")
-@click.option("--html", "html_path", type=click.Path(path_type=Path), help="Page to look at.")
+@click.option("--out", "out_path", type=local_path, help="Json of all that is found.")
+@click.option("--html", "html_path", type=local_path, help="Page to look at.")
 @click.pass_context
 def inspect(
     context: click.Context,
@@ -144,7 +144,10 @@ def _inspect_codebook(
 @root_option(" Only --reencode needs it.")
 @seed_option()
 @device_option()
+@click.pass_context
 def verify(
+    context: click.Context,
+    /,
     folders: tuple[Path | RemoteFolder, ...],
     num_samples: int | None,
     root: Path | RemoteFolder | None,
@@ -158,6 +161,8 @@ def verify(
     """
     from dmlm.pipeline.shards import verify_dataset
 
+    if num_samples is None:
+        _refuse_given(context, {"root", "seed", "device"}, "--reencode")
     for place in folders:
         directory = read_again(place) if isinstance(place, RemoteFolder) else place
         whole = verify_dataset(directory)

@@ -166,6 +166,17 @@ def test_a_sweep_takes_no_options_of_ready_made_units() -> None:
             "--columns: not read by --source ami",
         ),
         (["tokenize", "--source", "coco", "--dry-run", "--reuse", "{tmp}"], 2, "leave out --reuse"),
+        (["tokenize", "--source", "coco", "--dry-run", "--workers", "2"], 2, "leave out --engine, --workers"),
+        (["tokenize", "--source", "coco", "--dry-run", "--engine", "ray"], 2, "leave out --engine"),
+        (
+            ["tokenize", "--source", "coco", "--dry-run", "--task-index", "0", "--num-tasks", "2"],
+            2,
+            "leave out --engine",
+        ),
+        (["tokenize", "--source", "coco", "--ray-address", "host:1"], 2, "goes with --engine ray"),
+        (["verify", "--shards", "{tmp}", "--root", "{tmp}"], 2, "--root belongs to --reencode"),
+        (["verify", "--shards", "{tmp}", "--seed", "1"], 2, "--seed belongs to --reencode"),
+        (["verify", "--shards", "{tmp}", "--device", "cpu"], 2, "--device belongs to --reencode"),
         (["build-codebook", "--clusters", "0", "--root", "{tmp}"], 2, "clusters"),
         (["build-codebook", "--audio-hours", "-1", "--root", "{tmp}"], 2, "audio-hours"),
         (["build-codebook", "--audio-hours", "inf", "--root", "{tmp}"], 2, "0 is all audio"),
@@ -222,6 +233,20 @@ def test_a_path_of_the_wrong_kind_is_a_usage_error_that_names_it(
         error = capsys.readouterr().err
         assert error.startswith(f"dmlm-cli: error: {tmp_path}")
         assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "experiment"), "codebook-sweep"])
+def test_an_address_does_not_become_a_folder_of_that_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment", name] if name == "codebook-sweep" else [name]
+    options = {option for parameter in command_of(iter(words)).params for option in parameter.opts}
+    places = {"--out", "--html", "--codebook", "--checkpoint", "--vocoder"} & options
+    for option in places - {"--out"} if name == "tokenize" else places:
+        assert run([*words, option, "s3://bucket/x"]) == 2
+        assert "s3://bucket/x: must be a path of this machine" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone", "x"), PermissionError("no path")])

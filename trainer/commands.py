@@ -10,7 +10,7 @@ from typing import Literal
 import click
 
 from dmlm.pipeline.commands import announce_default, device_option, limit_option, seed_option
-from dmlm.pipeline.remote.options import shards_option
+from dmlm.pipeline.remote.options import local_path, shards_option
 
 
 @click.command(short_help="Train one decoder-only model on token shards.")
@@ -26,7 +26,7 @@ from dmlm.pipeline.remote.options import shards_option
 @click.option(
     "--init", help="Model to start from: Hugging Face name or folder, GGUF file, checkpoint or run."
 )
-@click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./runs/RECIPE]")
+@click.option("--out", "out_dir", type=local_path, help="[default: ./runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in --out.")
 @click.option(
     "--tracker",
@@ -95,7 +95,7 @@ def train(
 
 
 @click.command(short_help="All of it on sample corpora: from nothing to scores of four tasks.")
-@click.option("--out", "out_dir", type=click.Path(path_type=Path), default="runs/demo", show_default=True)
+@click.option("--out", "out_dir", type=local_path, default="runs/demo", show_default=True)
 @click.option("--recipe", default="demo", show_default=True, help="Of training; demo-full takes longer.")
 @click.option(
     "--spoken",

@@ -56,7 +56,7 @@ def _check_ids(checkpoint: Checkpoint) -> None:
     from transformers import AutoTokenizer
 
     vocabulary, path = checkpoint.vocabulary, checkpoint.path
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir, trust_remote_code=False)
     ids = tokenizer.convert_tokens_to_ids(vocabulary.added_tokens())
     if ids != list(range(vocabulary.num_text, vocabulary.num_used)) or len(tokenizer) != vocabulary.num_used:
         raise CheckpointError(f"{path}: AutoTokenizer gives other ids than vocabulary.json; train again")

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import click
 
+from dmlm.pipeline.remote.options import local_path
+
 
 @click.command(short_help="Write a checkpoint as a folder for transformers and vLLM.")
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path), required=True, help="Run or checkpoint folder."
-)
-@click.option(
-    "--out", "out_dir", type=click.Path(path_type=Path), required=True, help="Folder, not there yet or empty."
-)
+@click.option("--checkpoint", type=local_path, required=True, help="Run or checkpoint folder.")
+@click.option("--out", "out_dir", type=local_path, required=True, help="Folder, not there yet or empty.")
 def export(checkpoint: Path, out_dir: Path) -> None:
     """Write a checkpoint as a Hugging Face folder with a model card, without trainer state.
 

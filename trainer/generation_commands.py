@@ -13,6 +13,7 @@ import click
 
 from dmlm.pipeline.commands import device_option
 from dmlm.pipeline.errors import ExitCode
+from dmlm.pipeline.remote.options import local_path
 
 if TYPE_CHECKING:
     from dmlm.trainer.decoding import DecodingConfig
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 _files_argument = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 checkpoint_option = click.option(
-    "--checkpoint", type=click.Path(path_type=Path), required=True, help="Run or checkpoint folder."
+    "--checkpoint", type=local_path, required=True, help="Run or checkpoint folder."
 )
 
 

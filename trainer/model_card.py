@@ -109,7 +109,7 @@ def write_card(checkpoint: Checkpoint) -> str:
 def _names(checkpoint: Checkpoint) -> list[str]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir, trust_remote_code=False)
     names: list[str] = tokenizer.convert_ids_to_tokens(list(range(checkpoint.vocabulary.num_used)))
     return names
 

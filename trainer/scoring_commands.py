@@ -10,7 +10,7 @@ import click
 
 from dmlm.pipeline.commands import device_option, limit_option, resolve_root, split_option
 from dmlm.pipeline.remote.folder import RemoteFolder
-from dmlm.pipeline.remote.options import dataset_folder, folder, shards_option
+from dmlm.pipeline.remote.options import dataset_folder, folder, local_path, shards_option
 from dmlm.trainer.generation_commands import checkpoint_option, decoding_options
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--key", "keys", multiple=True, help="Glob on the keys of the samples; may be repeated.  [default: all]"
 )
-@click.option("--vocoder", type=click.Path(path_type=Path), help="Of t2s: what `train-vocoder` wrote.")
+@click.option("--vocoder", type=local_path, help="Of t2s: what `train-vocoder` wrote.")
 @click.option(
     "--root",
     type=folder,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     "out_path",
-    type=click.Path(path_type=Path),
+    type=local_path,
     help="[default: RUN/evaluations/CHECKPOINT.TASK.json; CHECKPOINT.TASK.json beside one that is in no run; "
     "only scores made with the same settings are written over there]",
 )
@@ -135,9 +135,7 @@ def evaluate(
     "--language", default="en", show_default=True, help="Language of the texts, such as de or zh-CN."
 )
 @click.option("--text-rule", default="plain", show_default=True, help="What both sides go through, for asr.")
-@click.option(
-    "--out", "out_path", type=click.Path(path_type=Path), help="Writes FILE and FILE.samples.jsonl."
-)
+@click.option("--out", "out_path", type=local_path, help="Writes FILE and FILE.samples.jsonl.")
 def score(
     task: str,
     reference_paths: tuple[Path, ...],

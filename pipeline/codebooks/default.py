@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.source_names import CORPUS_NAMES
 
 if TYPE_CHECKING:
     from dmlm.pipeline.sources import SourceOptions
@@ -23,7 +22,7 @@ def default_codebook(
     device: str,
     refusal: str | None = None,
 ) -> Path:
-    """`./codebook`, built when it is not there: from every corpus present, or from the user's own files.
+    """`./codebook`, built when it is not there: from every corpus under `root`, or from `source` alone.
 
     Raises:
         ConfigError: It is not there, and `refusal` says why it must not be built here.
@@ -34,6 +33,7 @@ def default_codebook(
         build_codebook,
         is_codebook,
     )
+    from dmlm.pipeline.sources.registry import sources_present
 
     if is_codebook(DEFAULT_CODEBOOK):
         return DEFAULT_CODEBOOK
@@ -42,8 +42,10 @@ def default_codebook(
             f"{refusal}, and {DEFAULT_CODEBOOK} is not there; "
             "run `dmlm-cli build-codebook` once first, or give --codebook"
         )
-    sources = () if source in CORPUS_NAMES else (SourceShare(name=source),)
-    origin = "every source present" if source in CORPUS_NAMES else source
+    # `root` may be the corpus folder itself.
+    has_corpora = source in sources_present(root)
+    sources = () if has_corpora else (SourceShare(name=source),)
+    origin = "every source present" if has_corpora else source
     click.echo(f"{DEFAULT_CODEBOOK} is not there: building it first, from {origin}", err=True)
     config = BuildCodebookConfig(
         sources=sources,

@@ -11,7 +11,7 @@ from typing import Any
 from dmlm.pipeline.codebooks.fitting import fit_codebook
 from dmlm.pipeline.codebooks.inspection import draw_recordings, held_out_splits
 from dmlm.pipeline.codebooks.measuring import CodebookQuality, Recording, measure_codebooks
-from dmlm.pipeline.encoders import WindowMode
+from dmlm.pipeline.encoders import SpeechEncoder, WindowMode
 from dmlm.pipeline.encoders.registry import absolute_encoder, open_encoder
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.progress import track
@@ -88,8 +88,11 @@ def sweep_codebooks(config: SweepConfig) -> SweepReport:
     """Fits and measures a codebook for every layer and number of clusters.
 
     Raises:
-        ConfigError: No training split, one that is measured on too, no speech, or too little of it.
+        ConfigError: No such layer, no training split, one that is measured on too, no speech, or too
+            little of it.
     """
+    # A layer that is not there would else be found when others have been measured, and lose them.
+    _open_encoder(config, max((layer for layer in config.layers if layer is not None), default=None))
     splits = held_out_splits(config.source, config.root, config.splits, config.options)
     fit_splits = _fit_splits(config, splits)
     training, held_out = (
@@ -121,12 +124,14 @@ def _fit_splits(config: SweepConfig, held_out: Sequence[str]) -> tuple[str, ...]
     return training
 
 
+def _open_encoder(config: SweepConfig, layer: int | None) -> SpeechEncoder:
+    return open_encoder(config.encoder, layer=layer, window=WindowMode(config.window), device=config.device)
+
+
 def _sweep_layer(
     config: SweepConfig, layer: int | None, training: Sequence[Recording], held_out: Sequence[Recording]
 ) -> list[SweepPoint]:
-    encoder = open_encoder(
-        config.encoder, layer=layer, window=WindowMode(config.window), device=config.device
-    )
+    encoder = _open_encoder(config, layer)
     name = LAST if layer is None else layer
     encoded = encoder.encode(recording.waveform for recording in training)
     frames = [

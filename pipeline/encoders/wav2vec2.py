@@ -197,10 +197,12 @@ def load_wav2vec2(place: str, families: tuple[str, ...] = FAMILIES) -> tuple["Pr
     from transformers import AutoConfig, AutoFeatureExtractor
 
     try:
-        config = AutoConfig.from_pretrained(place, local_files_only=True)
+        config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         if config.model_type not in families:
             raise ConfigError(f"encoder {place}: is a {config.model_type}, not a {' or '.join(families)}")
-        extractor = AutoFeatureExtractor.from_pretrained(place, local_files_only=True)
+        extractor = AutoFeatureExtractor.from_pretrained(
+            place, local_files_only=True, trust_remote_code=False
+        )
         model, missing = _load_model(place)
     except SafetensorError as error:
         raise CorruptInputError(f"encoder {place}: damaged weights ({error}); fetch them again") from error
@@ -228,7 +230,12 @@ def _load_model(place: str) -> tuple["PreTrainedModel", set[str]]:
     logging.disable_progress_bar()
     try:
         model, report = AutoModel.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            place,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     finally:
         logging.set_verbosity(verbosity)

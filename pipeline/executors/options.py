@@ -51,11 +51,11 @@ _OPTIONS = (
 class Engine:
     """Who does the work, as the options say."""
 
-    name: Literal["local", "ray"]
-    num_workers: int
-    ray_address: str
-    task_index: int | None
-    num_tasks: int | None
+    name: Literal["local", "ray"] = "local"
+    num_workers: int = 1
+    ray_address: str = "auto"
+    task_index: int | None = None
+    num_tasks: int | None = None
 
     def __post_init__(self) -> None:
         if self.name == "ray" and (self.task_index is not None or self.num_workers > 1):
@@ -66,6 +66,8 @@ class Engine:
             )
         if self.num_tasks is not None and self.task_index is None and self.name == "local":
             raise ConfigError("--num-tasks goes with --task-index, or with --engine ray")
+        if self.ray_address != "auto" and self.name != "ray":
+            raise ConfigError("--ray-address goes with --engine ray")
 
     def tokenize(self, config: "TokenizeConfig") -> str:
         """Does the work of `config`, or this task's share of it; what came of it, for people."""

@@ -51,7 +51,7 @@ def _absolute(config: TokenizeConfig) -> TokenizeConfig:
         config.choice,
         speech=speech and absolute_name(speech),
         image=image and absolute_name(image),
-        text=str(Path(text).resolve()) if text and Path(text).is_dir() else text,
+        text=str(Path(text).resolve()) if text and Path(text).exists() else text,
     )
     return replace(
         config,

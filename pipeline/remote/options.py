@@ -1,4 +1,4 @@
-"""Options for a folder that may be at an address: the only way by which an address comes in."""
+"""Options for folders: which may be at an address, the only way by which one comes in, and which not."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.remote.folder import RemoteFolder
 
 _LIKE_AN_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -14,6 +15,16 @@ _LIKE_AN_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 def folder(text: str) -> Path | RemoteFolder:
     """A path, or the folder at an address; raises ConfigError for addresses that dmlm does not read."""
     return RemoteFolder.of(text, cache_dir()) if _LIKE_AN_ADDRESS.match(text) else Path(text)
+
+
+def local_path(text: str) -> Path:
+    """A path of this machine; raises ConfigError for an address, which would become a folder of that name."""
+    if _LIKE_AN_ADDRESS.match(text):
+        raise ConfigError(
+            f"{text}: must be a path of this machine; only data sets (--shards, --train-shards, --reuse), "
+            "--root, and --out of tokenize may be addresses"
+        )
+    return Path(text)
 
 
 def dataset_folder(text: str) -> Path:

@@ -35,6 +35,10 @@ class SplitEstimate:
     """Of the tars and their indexes."""
     seconds: float
     """On this machine, as it is now."""
+    num_items: int
+    """Samples that the files measured should have given."""
+    reasons: tuple[str, ...]
+    """Why some of them could not be used, one each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,8 @@ def _measure(plan: TokenizePlan, split: str, groups: list[list[SourceItem]]) -> 
         num_tokens=TokenCounts(**_scaled(asdict(shard.record.num_tokens), scale)),
         num_bytes=round(sample_bytes * scale) + fixed_bytes * num_shards,
         seconds=seconds * scale,
+        num_items=len(items),
+        reasons=tuple(entry.reason for entry in ledger),
     )
 
 
@@ -134,7 +140,12 @@ def _scaled(counts: Mapping[str, int], scale: float) -> dict[str, int]:
 
 def _describe(split: SplitEstimate) -> str:
     audio = f"{split.audio_seconds / 3600:.2f} h of audio, " if split.audio_seconds else ""
-    return (
-        f"{split.split}: {audio}{split.num_tokens.describe()}, {split.num_bytes / 1e6:.1f} MB, "
+    tokens = split.num_tokens.describe() or "no tokens"
+    estimate = (
+        f"{split.split}: {audio}{tokens}, {split.num_bytes / 1e6:.1f} MB, "
         f"{split.seconds:.0f} s to do (measured on {split.num_measured} of {split.num_files} files)"
     )
+    if not split.reasons:
+        return estimate
+    num_unusable = f"{len(split.reasons)} of {split.num_items} samples measured could not be used"
+    return f"{estimate}\n{split.split}: {num_unusable}: {split.reasons[0]}"

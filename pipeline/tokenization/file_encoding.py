@@ -16,7 +16,8 @@ from dmlm.pipeline.samples import Pixels, TokenArray, Waveform
 T = TypeVar("T")
 Raw = TypeVar("Raw", Waveform, Pixels)
 
-NUM_LOADERS: Final = min(8, len(os.sched_getaffinity(0)))
+_NUM_CPUS: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+NUM_LOADERS: Final = min(8, _NUM_CPUS)
 MAX_LOADED_AHEAD: Final = 2 * NUM_LOADERS
 
 

@@ -20,9 +20,11 @@ class TokenizeReport:
     num_tokens: TokenCounts
     seconds: float
     """Of this run; shards kept from an earlier one cost nothing."""
+    new_audio_seconds: float
+    """Of the shards that this run wrote."""
 
     @classmethod
-    def of(cls, totals: DatasetTotals, seconds: float) -> Self:
+    def of(cls, totals: DatasetTotals, seconds: float, new_audio_seconds: float) -> Self:
         """Report of a data set with these totals."""
         return cls(
             num_in=totals.num_in,
@@ -32,14 +34,16 @@ class TokenizeReport:
             audio_seconds=totals.audio_seconds,
             num_tokens=totals.num_tokens,
             seconds=seconds,
+            new_audio_seconds=new_audio_seconds,
         )
 
     def table(self) -> str:
         """A few lines for people."""
         parts = [self.num_tokens.describe(), f"{self.seconds:.1f} s"]
         if self.audio_seconds:
-            rate = self.audio_seconds / self.seconds
-            parts.append(f"{self.audio_seconds:.0f} s of audio at {rate:.0f} times real time")
+            rate = self.new_audio_seconds / self.seconds
+            at_rate = f" at {rate:.0f} times real time" if rate else ""
+            parts.append(f"{self.audio_seconds:.0f} s of audio{at_rate}")
         return (
             f"in {self.num_in} = out {self.num_out} + skipped {self.num_skipped} + "
             f"quarantined {self.num_quarantined}\n{', '.join(parts)}"

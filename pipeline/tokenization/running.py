@@ -5,6 +5,7 @@ part of the tasks may be done elsewhere before: `tokenize_share` does one, `exec
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -153,7 +154,8 @@ def _tokenize(
         _logger.warning("%s is complete already: nothing to do", config.out_dir)
         if config.remote is not None:
             send_dataset(config.remote, card)
-        return TokenizeReport.of(card.totals, time.monotonic() - start)
+        return TokenizeReport.of(card.totals, time.monotonic() - start, new_audio_seconds=0.0)
+    kept = set(finished)
     withdraw(config.out_dir)
     copy_codebook(codebook_dir, config.out_dir / CODEBOOK_NAME, plan.modalities, plan.encoder.units)
     terms = Tokenizers(config.out_dir / CODEBOOK_NAME).terms
@@ -165,7 +167,9 @@ def _tokenize(
     card = publish(config.out_dir, config.source, shards, plan.recipe, plan.vocabulary, licence)
     if config.remote is not None:
         send_dataset(config.remote, card)
-    report = TokenizeReport.of(card.totals, time.monotonic() - start)
+    new = (shard for sha256, shard in zip(plan.tasks, shards, strict=True) if sha256 not in kept)
+    new_audio_seconds = math.fsum(shard.footer.audio_seconds for shard in new)
+    report = TokenizeReport.of(card.totals, time.monotonic() - start, new_audio_seconds)
     write_json(config.out_dir / REPORT_NAME, asdict(report))
     return report
 

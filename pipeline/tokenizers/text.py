@@ -96,7 +96,8 @@ class HuggingFaceTextTokenizer:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer reads."""
         with TemporaryDirectory() as scratch, as_os_errors(Path(scratch)):
             self._tokenizer.save_pretrained(scratch)
-            for path in sorted(Path(scratch).iterdir()):
+            # What is in a folder of its own are further chat templates, on which no id depends.
+            for path in sorted(path for path in Path(scratch).iterdir() if path.is_file()):
                 write_bytes(directory / path.name, path.read_bytes())
 
     @classmethod
@@ -122,7 +123,7 @@ def load_text_tokenizer(name: str | Path) -> HuggingFaceTextTokenizer:
         return HuggingFaceTextTokenizer(read_gguf_tokenizer(Path(name)))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except Exception as error:  # the package tokenizers raises nothing narrower
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"text tokenizer {name}: no readable folder, and no Hugging Face name that can be had ({reason})"

@@ -16,9 +16,10 @@ from dmlm.cli import run
 from dmlm.pipeline.errors import ConfigError, DmlmError, ExitCode, RankError
 from dmlm.pipeline.executors.local import run_locally
 from dmlm.pipeline.executors.options import Engine
-from dmlm.pipeline.executors.ray_cluster import run_on_ray
+from dmlm.pipeline.executors.ray_cluster import _absolute, run_on_ray
 from dmlm.pipeline.shards import load_dataset_card
 from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize, tokenize_share
+from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
 Settings = Callable[[Path], TokenizeConfig]
 Content = Callable[[Path], dict[str, bytes]]
@@ -76,12 +77,12 @@ def test_the_command_does_one_share(root: Path, tmp_path: Path, capsys: pytest.C
         ({"num_tasks": 2}, "--num-tasks goes with --task-index"),
         ({"task_index": 1, "num_tasks": 2, "num_workers": 2}, "without --workers"),
         ({"name": "ray", "num_workers": 2}, "starts its own tasks"),
+        ({"ray_address": "head:6379"}, "--ray-address goes with --engine ray"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(change: dict[str, object], message: str) -> None:
-    plain = Engine(name="local", num_workers=1, ray_address="auto", task_index=None, num_tasks=None)
     with pytest.raises(ConfigError, match=message):
-        replace(plain, **change)
+        replace(Engine(), **change)
 
 
 def test_any_number_of_workers_gives_the_same_bytes(
@@ -160,6 +161,18 @@ def test_the_error_of_a_worker_is_that_of_the_run(root: Path, settings: Settings
     config = replace(settings(tmp_path / "out"), codebook_dir=root / "none")
     with pytest.raises(DmlmError, match="none: no codebook"):
         run_locally(config, 2)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_ray_tasks_find_a_text_tokenizer_that_was_named_from_another_folder(
+    kind: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for name, expected in ((kind, str(tmp_path / kind)), ("facebook/opt-125m", "facebook/opt-125m")):
+        config = replace(settings(tmp_path / "out"), choice=TokenizerChoice(text=name))
+        assert _absolute(config).choice.text == expected
 
 
 def test_ray_with_a_node_killed_in_the_middle_gives_the_same_bytes(

@@ -1,6 +1,7 @@
 """Data can never run: what could make it is not even named in the sources, converters apart."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,6 +129,19 @@ def test_every_torch_load_of_the_converters_is_restricted() -> None:
     ]
     assert calls
     assert all("weights_only=True" in call for call in calls)
+
+
+def test_everything_of_a_folder_is_asked_for_without_its_code() -> None:
+    calls = [
+        node
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and re.fullmatch(r"Auto\w+\.from_\w+", ast.unparse(node.func))
+    ]
+    assert calls
+    for call in calls:
+        arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert arguments.get("trust_remote_code") == "False", ast.unparse(call)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def save_tokenizer(text_dir: Path, vocabulary: Vocabulary, directory: Path) -> N
 def _extend_tokenizer(text_dir: Path, vocabulary: Vocabulary) -> Any:
     from transformers import AddedToken, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(text_dir)
+    tokenizer = AutoTokenizer.from_pretrained(text_dir, trust_remote_code=False)
     if len(tokenizer) != vocabulary.num_text:
         raise FingerprintMismatchError(
             f"{text_dir}: {len(tokenizer)} entries, the vocabulary has {vocabulary.num_text} text tokens"

@@ -70,7 +70,8 @@ def check_text_tokenizer(init: str, text_dir: Path) -> None:
     """
     from transformers import AutoTokenizer
 
-    theirs, ours = _load_tokenizer(init), AutoTokenizer.from_pretrained(text_dir)
+    theirs = _load_tokenizer(init)
+    ours = AutoTokenizer.from_pretrained(text_dir, trust_remote_code=False)
     remedy = f"run `dmlm-cli build-codebook --text-tokenizer {init}` and tokenize with that codebook"
     if theirs.get_vocab() != ours.get_vocab():
         raise FingerprintMismatchError(

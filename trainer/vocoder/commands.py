@@ -10,7 +10,7 @@ import click
 
 from dmlm.pipeline.commands import announce_default, device_option, resolve_root, root_option, seed_option
 from dmlm.pipeline.remote.folder import RemoteFolder
-from dmlm.pipeline.remote.options import shards_option
+from dmlm.pipeline.remote.options import local_path, shards_option
 from dmlm.trainer.generation_commands import decoding_options, language_option
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--steps", "num_steps", type=click.IntRange(min=1), help="Of training.  [default: 300]")
 @seed_option()
 @device_option()
-@click.option("--out", "out_dir", type=click.Path(path_type=Path), help="[default: ./vocoder]")
+@click.option("--out", "out_dir", type=local_path, help="[default: ./vocoder]")
 def train_vocoder(
     shard_dirs: tuple[Path, ...],
     root: Path | RemoteFolder | None,
@@ -63,19 +63,17 @@ def train_vocoder(
 
 
 @click.command(short_help="Say texts aloud, into WAV files.")
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path), required=True, help="Run or checkpoint folder."
-)
+@click.option("--checkpoint", type=local_path, required=True, help="Run or checkpoint folder.")
 @click.option(
     "--vocoder",
-    type=click.Path(path_type=Path),
+    type=local_path,
     required=True,
     help="Folder of `train-vocoder`, or a Seamless model.",
 )
 @language_option("texts")
 @decoding_options
 @device_option()
-@click.option("--out", "out_dir", type=click.Path(path_type=Path), help="Folder.  [default: ./speech]")
+@click.option("--out", "out_dir", type=local_path, help="Folder.  [default: ./speech]")
 @click.argument("texts", nargs=-1, required=True)
 def speak(
     checkpoint: Path,

@@ -57,6 +57,12 @@ def test_nothing_to_fit_on_beside_the_measured_split_is_refused(noises: Path) ->
         sweep_codebooks(config)
 
 
+def test_a_layer_that_is_not_there_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    config = SweepConfig(source="jsonl", root=tmp_path / "none", layers=(1, 99, None), clusters=(3,))
+    with pytest.raises(ConfigError, match="layer 99"):
+        sweep_codebooks(config)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [("--clusters", "10,0", "numbers from 1"), ("--clusters", "a", "numbers"), ("--layers", "0", "block")],

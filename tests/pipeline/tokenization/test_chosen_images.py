@@ -104,3 +104,12 @@ def test_dry_runs_and_tasks_of_a_job_array_build_no_codebook(
     assert tokenize_coco(tiny_corpora, tmp_path / "out", *options) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_codebook_is_built_where_root_is_the_corpus_folder_itself(
+    tiny_corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tokenize_coco(tiny_corpora / "coco", tmp_path / "out") == 0
+    assert "building it first, from coco" in capsys.readouterr().err
+    assert load_dataset_card(tmp_path / "out").totals.num_out == 12

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_part_of_a_published_split_is_named_unless_it_was_asked_for(
     assert "published" not in caplog.text
     work(config_for(IMAGES, tiny_corpora, tmp_path / "out"))
     assert "coco train2017: 12 samples found, 591753 published: less than the whole split" in caplog.messages
+
+
+def test_files_that_cannot_be_used_are_counted_and_the_first_reason_is_named(
+    tiny_corpora: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.wav").write_bytes(b"junk")
+    lines = [{"key": f"k{n}", "audio": f"{n}.wav", "text": "x", "split": "train"} for n in range(3)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = replace(config_for("jsonl", tiny_corpora, tmp_path / "out"), root=tmp_path)
+    estimate, unusable, _ = estimate_run(config).table().splitlines()
+    assert estimate.startswith("train: no tokens, ")
+    assert unusable.startswith("train: 3 of 3 samples measured could not be used: ")
+    assert not unusable.endswith(": ")
 
 
 def test_table_names_what_was_measured(tiny_corpora: Path, tmp_path: Path) -> None:

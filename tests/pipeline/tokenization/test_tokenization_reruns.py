@@ -35,6 +35,20 @@ def test_running_again_on_a_complete_data_set_changes_nothing(
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_rate_is_that_of_the_audio_that_this_run_encoded(
+    settings: Callable[..., TokenizeConfig], tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    out_dir = shutil.copytree(tiny_dataset, tmp_path / "out")
+    finished = tokenize(settings(tiny_corpora, out_dir))
+    assert finished.new_audio_seconds == 0
+    assert finished.table().endswith(f", {finished.audio_seconds:.0f} s of audio")
+    (out_dir / "librispeech-000002.tar").unlink()  # its two utterances have 1.5 and 0.5 s
+    resumed = tokenize(settings(tiny_corpora, out_dir))
+    assert resumed.new_audio_seconds == pytest.approx(2.0)
+    assert resumed.audio_seconds == finished.audio_seconds
+    assert f" s of audio at {2.0 / resumed.seconds:.0f} times real time" in resumed.table()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -131,6 +131,16 @@ def test_loaded_tokenizer_has_the_same_fingerprint(
     assert load_text_tokenizer(tmp_path).fingerprint == bpe.fingerprint
 
 
+def test_tokenizer_of_several_chat_templates_is_saved_with_the_same_ids(saved: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    loaded = load_text_tokenizer(tmp_path / "theirs")
+    loaded.save(tmp_path / "ours")
+    assert load_text_tokenizer(tmp_path / "ours").fingerprint == loaded.fingerprint
+    assert loaded.fingerprint == load_text_tokenizer(saved).fingerprint
+
+
 def test_full_disk_is_an_os_error_though_tokenizers_has_none(
     files_up_to: Callable[[int], AbstractContextManager[None]],
     bpe: HuggingFaceTextTokenizer,
@@ -160,7 +170,11 @@ def test_missing_or_damaged_tokenizer_is_a_config_error(saved: Path, tmp_path: P
     for name in (tmp_path / "none", "no-such-name"):
         with pytest.raises(ConfigError, match=r"none|no-such-name"):
             load_text_tokenizer(name)
-    for name, content in (("tokenizer_config.json", "{"), ("tokenizer.json", "{}"), ("tokenizer.json", "[]")):
+    newer = (saved / "tokenizer.json").read_text().replace('"version": "1.0"', '"version": "9.0"')
+    for name, content in (
+        ("tokenizer_config.json", "{"),
+        *(("tokenizer.json", content) for content in ("{}", "[]", newer)),
+    ):
         damaged = shutil.copytree(saved, tmp_path / "damaged", dirs_exist_ok=True)
         (damaged / name).write_text(content)
         with pytest.raises(ConfigError, match="text tokenizer"):
