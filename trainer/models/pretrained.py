@@ -183,8 +183,9 @@ def _load_tokenizer(init: str) -> Any:
         return read_gguf_tokenizer(Path(init))
     try:
         return AutoTokenizer.from_pretrained(init, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--init {init}: no tokenizer: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the package tokenizers raises nothing narrower
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"--init {init}: no tokenizer: {reason}") from error
 
 
 def _check_attention(config: "PretrainedConfig", init: str, max_length: int) -> None:

@@ -285,6 +285,14 @@ def test_a_text_tokenizer_of_the_same_entries_and_other_rules_is_refused(tmp_pat
         grow(init, text_dir)
 
 
+def test_a_text_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path, text_dir: Path) -> None:
+    save_llm(tmp_path, text_dir, CONFIGS["llama"]())
+    for path in tmp_path.rglob("tokenizer.json"):
+        path.write_text('{"version": "9.0", "model": {"type": "BPE", "merges": 7}}')
+    with pytest.raises(ConfigError, match=r"--init .*: no tokenizer: "):
+        grow(tmp_path, text_dir)
+
+
 def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, text_dir: Path) -> None:
     save_llm(tmp_path, text_dir, CONFIGS["opt"]())
     theirs = Vocabulary(num_text=258, num_speech=99, num_image=16, bos_id=0, eos_id=0)
