@@ -13,6 +13,7 @@ from dmlm.pipeline.source_names import CORPUS_NAMES
 from dmlm.trainer.config import MixEntry
 from dmlm.trainer.data.mix import Group
 from dmlm.trainer.data.tasks import MODALITIES
+from dmlm.trainer.recipe_rules import recipe_warnings
 from dmlm.trainer.watching.metrics import Record
 from dmlm.trainer.watching.plan import Plan
 
@@ -40,6 +41,7 @@ def describe_plan(plan: Plan) -> str:
                 for group, entry in zip(plan.groups, recipe.mix, strict=True)
                 if group.lack and not _may_lack(entry)
             ),
+            *(f"warning: {text}" for text in recipe_warnings(recipe)),
         ]
     )
 
