@@ -36,12 +36,12 @@ def describe_plan(plan: Plan) -> str:
             "",
             *_plan_by_modality(plan),
             *(_describe_refused(group, recipe.sequence.max_length) for group in plan.groups if group.refused),
+            *(f"warning: {text}" for text in recipe_warnings(recipe)),
             *(
                 f"warning: {group.name} has no samples, its share goes to the others: {group.lack}"
                 for group, entry in zip(plan.groups, recipe.mix, strict=True)
                 if group.lack and not _may_lack(entry)
             ),
-            *(f"warning: {text}" for text in recipe_warnings(recipe)),
         ]
     )
 
