@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,18 @@ def write_shards() -> WriteShards:
     from dmlm.pipeline.tokenizers.text import train_bpe
 
     text_tokenizer = train_bpe([], 256)
-    vocabulary = Vocabulary(
+    joint = Vocabulary(
         num_text=text_tokenizer.num_tokens, num_speech=NUM_UNITS, num_image=NUM_CODES, bos_id=0, eos_id=0
     )
 
     def write(
-        directory: Path, samples: Sequence[Sample], speech_mark: str = "speech", num_shards: int = 2
+        directory: Path,
+        samples: Sequence[Sample],
+        speech_mark: str = "speech",
+        num_shards: int = 2,
+        has_images: bool = True,
     ) -> Path:
+        vocabulary = joint if has_images else replace(joint, num_image=0)
         for modality in Modality:
             (directory / "codebook" / modality).mkdir(parents=True)
         for modality in ("speech", "image"):
@@ -93,7 +99,7 @@ def write_shards() -> WriteShards:
             totals=DatasetTotals.of(records, footers),
             fingerprints={
                 Modality.SPEECH: {"sha256": speech_mark},
-                Modality.IMAGE: {"sha256": "image"},
+                **({Modality.IMAGE: {"sha256": "image"}} if has_images else {}),
                 Modality.TEXT: {"sha256": "text"},
             },
             text_rule="toy",

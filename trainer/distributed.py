@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmlm.pipeline.devices import open_device
-from dmlm.pipeline.errors import RankError
+from dmlm.pipeline.errors import ConfigError, RankError
 from dmlm.trainer.models.layers import layers_of
 from dmlm.trainer.models.packed_forward import PackedModel
 
@@ -28,6 +28,8 @@ TIMEOUT: Final = timedelta(seconds=60)
 """How long a rank waits in a step for another one that lives; one that died is seen at once."""
 PATIENCE: Final = timedelta(minutes=10)
 """How long it waits where ranks do not work side by side: they open data, and the first one saves."""
+
+_SET_BY_TORCHRUN: Final = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +88,17 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
         device: Where it will train, as `--device` names it.
 
     Raises:
-        ConfigError: There is no such device here, or no GPU for each rank.
-        RankError: Another rank died or does not answer.
+        ConfigError: There is no such device here, no GPU for each rank, or only a part of what torchrun sets.
+        RankError: Another rank died or does not answer, or the ranks cannot meet.
     """
     if "RANK" not in environment:
         yield ALONE
         return
+    if missing := [name for name in _SET_BY_TORCHRUN if name not in environment]:
+        raise ConfigError(f"RANK is set but not {', '.join(missing)}; start with torchrun, or unset RANK")
     rank, world_size, local_rank = (int(environment[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     take_gpu(device, local_rank)
-    dist.init_process_group(timeout=PATIENCE)
+    _meet(environment)
     try:
         with _lost_ranks_named(rank):
             meeting = dist.new_group(timeout=PATIENCE, backend="gloo")  # which waits without a GPU
@@ -104,6 +108,17 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
             yield Ranks(rank=rank, world_size=world_size, local_rank=local_rank, meeting=meeting)
     finally:
         dist.destroy_process_group()
+
+
+def _meet(environment: Mapping[str, str]) -> None:
+    try:
+        dist.init_process_group(timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        rank, host, port = (environment[name] for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+        raise RankError(
+            f"rank {rank}: the ranks cannot meet at {host}:{port} ({str(error).strip().splitlines()[0]}); "
+            "look at the output of the others, and whether that port is free"
+        ) from error
 
 
 def take_gpu(name: str, local_rank: int) -> None:

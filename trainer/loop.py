@@ -16,6 +16,7 @@ import torch
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.shards.card import CODEBOOK_NAME
 from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.trainer.checkpoint import (
     TrainerState,
@@ -39,7 +40,7 @@ from dmlm.trainer.resuming import (
     resumed_settings,
     shareable_init,
     with_init,
-    with_special_tokens,
+    with_vocabulary_of,
 )
 from dmlm.trainer.settings import (
     RUN_SETTINGS_NAME,
@@ -123,7 +124,7 @@ class _Run:
         self._checkpoint = self._find_checkpoint(config.resume)
         if self._checkpoint is None:
             self._recipe = with_init(recipe, resolve_init(recipe.model.init))
-        data = with_special_tokens(data, self._checkpoint or self._recipe.model.init)
+        data = with_vocabulary_of(data, self._checkpoint or self._recipe.model.init)
         self._codebook_dirs, self._shard_files = data.codebook_dirs, data.files
         self._settings = RunSettings(
             recipe=with_init(recipe, shareable_init(recipe.model.init)),
@@ -274,7 +275,10 @@ class _Run:
                 is_best=is_best,
             )
         self._ranks.wait_for_all()
-        return checkpoint_path(self._out_dir, self._num_done)
+        saved = checkpoint_path(self._out_dir, self._num_done)
+        # The checkpoint that a run starts from may be removed, by this run or by its own.
+        self._codebook_dirs = {name: saved / CODEBOOK_NAME / name for name in self._codebook_dirs}
+        return saved
 
 
 def _await_hashes(hasher: ShardHasher, is_asked_to_stop: Callable[[], bool]) -> None:

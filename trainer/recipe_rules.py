@@ -54,6 +54,19 @@ def check_recipe(recipe: "Recipe", where: str) -> None:
             raise ConfigError(f"{where}: {rule}")
 
 
+def recipe_warnings(recipe: "Recipe") -> Iterator[str]:
+    """What is allowed, but hardly meant."""
+    optimizer, num_steps = recipe.optimizer, recipe.num_steps
+    if optimizer.num_warmup_steps >= num_steps:
+        last_rate = optimizer.learning_rate * num_steps / optimizer.num_warmup_steps
+        yield (
+            f"the warm-up lasts for the whole run, which ends with learning rate {last_rate:.3g}: "
+            f"optimizer.num_warmup_steps {optimizer.num_warmup_steps}, num_steps {num_steps}"
+        )
+    if optimizer.schedule == "constant" and optimizer.final_share:
+        yield f"optimizer.final_share {optimizer.final_share} has no effect: optimizer.schedule is constant"
+
+
 def _joint_rules(recipe: "Recipe") -> Iterator[tuple[bool, str]]:
     """What concerns several values, or each of a list."""
     entries = [(entry.task, entry.source, entry.split) for entry in recipe.mix]

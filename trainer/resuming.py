@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.samples import Modality
+from dmlm.pipeline.shards.card import CODEBOOK_NAME
 from dmlm.pipeline.storage import sha256_file
 from dmlm.trainer.checkpoint import DONE_NAME, checkpoint_path, latest_checkpoint, resolve_checkpoint
 from dmlm.trainer.config import Recipe
@@ -76,12 +78,33 @@ def resolve_init(init: str | None) -> str | None:
     return init if found is None else str(found)
 
 
-def with_special_tokens(data: TrainingData, start: str | Path | None) -> TrainingData:
-    """Training data in the vocabulary of what a run starts from: a checkpoint may be of another version."""
-    known = None if start is None else read_vocabulary(start)
-    if known is None:
+def with_vocabulary_of(data: TrainingData, start: str | Path | None) -> TrainingData:
+    """Training data in the vocabulary of what a run starts from.
+
+    A checkpoint may have the special tokens of another version. It keeps modalities that the data lacks, and
+    with them their tokenizers.
+
+    Raises:
+        CheckpointError: The `dmlm.json` of a checkpoint is damaged.
+    """
+    vocabulary = None if start is None else read_vocabulary(start)
+    if start is None or vocabulary is None:
         return data
-    return replace(data, vocabulary=replace(data.vocabulary, special_tokens=known.special_tokens))
+    ours = replace(data.vocabulary, special_tokens=vocabulary.special_tokens)
+    if not (Path(start) / SETTINGS_NAME).is_file():
+        return replace(data, vocabulary=ours)
+    known = read_settings(Path(start))[1].fingerprints
+    kept = {modality: mark for modality, mark in known.items() if modality not in data.fingerprints}
+    if Modality.SPEECH in kept:
+        ours = replace(ours, num_speech=vocabulary.num_speech)
+    if Modality.IMAGE in kept:
+        ours = replace(ours, num_image=vocabulary.num_image)
+    return replace(
+        data,
+        vocabulary=ours,
+        fingerprints={**data.fingerprints, **kept},
+        codebook_dirs={**data.codebook_dirs, **{name: Path(start) / CODEBOOK_NAME / name for name in kept}},
+    )
 
 
 def _mark_of(checkpoint: Path) -> bytes:

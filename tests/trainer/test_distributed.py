@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.errors import ConfigError, RankError
 from dmlm.pipeline.samples import Sample
 from dmlm.trainer.checkpoint import OPTIMIZER_PATH, load_checkpoint
 from dmlm.trainer.config import TrainConfig, recipe_from_json
-from dmlm.trainer.distributed import take_gpu
+from dmlm.trainer.distributed import join_ranks, take_gpu
 from dmlm.trainer.loop import train
 
 NUM_STEPS = 6
@@ -249,6 +249,33 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="device cuda:2: torch sees 2 GPUs here"):
         take_gpu("auto", 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "0"}, "RANK is set but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; start with"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "not MASTER_ADDR, MASTER_PORT; start with"),
+    ],
+)
+def test_a_part_of_what_torchrun_sets_is_refused(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message), join_ranks(environment, "cpu"):
+        pass
+
+
+def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for name, value in ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | where).items():
+            monkeypatch.setenv(name, value)
+        message = (
+            rf"rank 0: the ranks cannot meet at 127\.0\.0\.1:{port} \(.*in use.*whether that port is free"
+        )
+        with pytest.raises(RankError, match=message), join_ranks(os.environ, "cpu"):
+            pass
 
 
 def test_torchrun_runs_the_command(token_shards: Path, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from transformers import (
 
 from dmlm.cli import run
 from dmlm.pipeline.errors import CheckpointError, ConfigError
-from dmlm.pipeline.samples import Modality, Sample, TokenArray
-from dmlm.pipeline.shards import iter_samples, load_dataset_card, write_dataset_card
+from dmlm.pipeline.samples import Sample, TokenArray
+from dmlm.pipeline.shards import iter_samples
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.vocabulary import Vocabulary
@@ -274,11 +274,8 @@ def speech_only(
 ) -> Checkpoint:
     """Of a data set without images; the mix names every task all the same, as the recipe `demo` does."""
     directory = tmp_path_factory.mktemp("speech-only")
-    shards = write_shards(directory / "shards", without_images(iter_samples(token_shards)))
-    card = load_dataset_card(shards)
-    marks = {name: mark for name, mark in card.fingerprints.items() if name is not Modality.IMAGE}
-    vocabulary = replace(card.vocabulary, num_image=0)
-    write_dataset_card(shards, replace(card, fingerprints=marks, vocabulary=vocabulary))
+    samples = without_images(iter_samples(token_shards))
+    shards = write_shards(directory / "shards", samples, has_images=False)
     return train_briefly(directory, shards, None)
 
 

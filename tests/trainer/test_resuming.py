@@ -1,7 +1,7 @@
 """Which checkpoint a run goes on from, on one rank and on others."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.pipeline.shards import iter_samples
 from dmlm.pipeline.vocabulary import SPECIAL_TOKENS
 from dmlm.trainer import loop
-from dmlm.trainer.config import TrainConfig, recipe_from_json
+from dmlm.trainer.checkpoint import load_checkpoint
+from dmlm.trainer.config import MixEntry, TrainConfig, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
+from dmlm.trainer.decoding.generation import generate
 from dmlm.trainer.distributed import ALONE, Ranks
 from dmlm.trainer.loop import train
 from dmlm.trainer.resuming import choose_checkpoint
@@ -118,6 +121,28 @@ def test_a_run_goes_on_and_begins_with_the_special_tokens_of_its_checkpoint(
     assert [(last / name).read_bytes() for name in names] == expected
     second = train(replace(config, init=str(last), out_dir=tmp_path / "second")).checkpoint
     assert read_settings(second)[1].vocabulary.special_tokens == tokens
+
+
+def test_a_joint_model_is_trained_further_on_a_part_of_its_modalities(
+    config: TrainConfig, token_shards: Path, write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    joint = (MixEntry(task="asr", weight=1), MixEntry(task="i2t", weight=1))
+    train(replace(config, recipe=replace(RECIPE, mix=joint)))
+    spoken = [sample for sample in iter_samples(token_shards) if sample.image_tokens is None]
+    shards = write_shards(tmp_path / "spoken", spoken, has_images=False)
+    recipe = replace(RECIPE, num_steps=4)
+    further = replace(config, shards=(shards,), recipe=recipe, out_dir=tmp_path / "further")
+    last = train(replace(further, init=str(config.out_dir))).checkpoint
+    expected = (last / "dmlm.json").read_bytes()
+    shutil.rmtree(last)
+    shutil.rmtree(config.out_dir)
+    assert train(replace(further, resume=True)).checkpoint == last
+    assert (last / "dmlm.json").read_bytes() == expected
+    checkpoint = load_checkpoint(last)
+    assert checkpoint.vocabulary == open_training_data([token_shards]).vocabulary
+    assert (checkpoint.codebook_dir / "image" / "codebook.json").is_file()
+    seen = [sample for sample in iter_samples(token_shards) if sample.image_tokens is not None]
+    assert len(list(generate(checkpoint, "i2t", seen[:2]))) == 2
 
 
 def test_where_the_first_rank_has_nothing_all_begin(config: TrainConfig, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How tokens are chosen."""
 
 from dataclasses import dataclass
+from math import inf, isfinite
 
 from dmlm.pipeline.errors import ConfigError
 
@@ -29,8 +30,10 @@ class DecodingConfig:
             raise ConfigError("num_beams and batch_size must be at least 1")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError("max_new_tokens must be at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("temperature must not be below 0, and top_p must be in (0, 1]")
+        if not 0 <= self.temperature < inf or not 0 < self.top_p <= 1:
+            raise ConfigError("temperature must be 0 or more, and finite, and top_p must be in (0, 1]")
+        if not isfinite(self.length_penalty):
+            raise ConfigError("length_penalty must be finite")
         if self.num_beams > 1 and self.temperature > 0:
             raise ConfigError("beams and a temperature exclude each other: leave out one of them")
         if self.top_p < 1 and self.temperature == 0:

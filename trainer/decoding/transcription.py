@@ -24,7 +24,7 @@ from dmlm.trainer.trained_tasks import choose_language
 MAX_WINDOW_SECONDS: Final = 30.0
 """Whisper's window; training data holds hardly anything longer."""
 SHARE_FOR_UNITS: Final = 0.75
-"""Of the model's positions; the rest is left for the text."""
+"""Of the longest sequence of the training; the rest is left for the text."""
 CUT_BETWEEN: Final = (0.8, 0.97)
 """Part of a window in which the cut is looked for, as shares of its length."""
 FILES_AT_ONCE: Final = 16
@@ -87,8 +87,11 @@ def transcribe(
     if tokenizer is None:
         raise ConfigError(f"{checkpoint.path}: was trained without speech")
     language = choose_language(checkpoint.settings.trained, task, language, checkpoint.path)
-    num_positions = checkpoint.model.config.max_position_embeddings
-    window_seconds = min(MAX_WINDOW_SECONDS, SHARE_FOR_UNITS * num_positions / UNITS_PER_SECOND)
+    # A model that training began with may have more positions than were trained.
+    max_length = min(
+        checkpoint.model.config.max_position_embeddings, checkpoint.settings.recipe.sequence.max_length
+    )
+    window_seconds = min(MAX_WINDOW_SECONDS, SHARE_FOR_UNITS * max_length / UNITS_PER_SECOND)
     num_windows = 0
     for start in range(0, len(files), FILES_AT_ONCE):
         recordings = [

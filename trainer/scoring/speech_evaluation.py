@@ -1,13 +1,13 @@
 """Text to speech is scored by what Whisper hears in it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from dmlm.pipeline.encoders.weights import WHISPER
-from dmlm.pipeline.samples import Modality, TokenArray, Utterance
+from dmlm.pipeline.samples import Modality, TokenArray, Utterance, Waveform
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.scoring.evaluation_report import shareable_name
 from dmlm.trainer.scoring.references import Reference
@@ -100,18 +100,25 @@ def hear_speech(
     vocoder, listener = tools.vocoder, tools.listener
     languages = [reference.language for reference in references]
     are_runs = checkpoint.settings.recipe.sequence.collapse_runs
-    generated = speak_units(vocoder, units, are_runs=are_runs, languages=languages)
+    rate_hz = vocoder.sampling_rate_hz
     _remove_old_speech(speech_dir)
-    for number, waveform in enumerate(generated, 1):
-        write_wav(speech_dir / f"{number:04d}.wav", waveform, vocoder.sampling_rate_hz)
+    generated = speak_units(vocoder, units, are_runs=are_runs, languages=languages)
+    heard = listener.hear(_write_speech(generated, speech_dir, rate_hz), languages, rate_hz)
     true_units = [reference.sample.speech_tokens for reference in references]
     resynthesis = speak_units(
         vocoder, [array for array in true_units if array is not None], are_runs=False, languages=languages
     )
-    controls = {"true units": listener.hear(resynthesis, languages, vocoder.sampling_rate_hz)}
+    controls = {"true units": listener.hear(resynthesis, languages, rate_hz)}
     if tools.recordings is not None:
         controls[RECORDINGS] = hear_recordings(tools.recordings, languages, listener)
-    return listener.hear(generated, languages, vocoder.sampling_rate_hz), controls
+    return heard, controls
+
+
+def _write_speech(waveforms: Iterable[Waveform], speech_dir: Path, rate_hz: int) -> Iterator[Waveform]:
+    """Yields the waveforms while it writes them."""
+    for number, waveform in enumerate(waveforms, 1):
+        write_wav(speech_dir / f"{number:04d}.wav", waveform, rate_hz)
+        yield waveform
 
 
 def _remove_old_speech(speech_dir: Path) -> None:

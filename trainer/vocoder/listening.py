@@ -3,7 +3,7 @@
 Suffixes: B window, M mel band, T mel frame.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,9 @@ SHORTEST_SAMPLES: Final = SAMPLING_RATE_HZ // 10
 """In less than 0.1 s nothing is said, but Whisper makes words up, such as in what is left after 30 s."""
 BATCH_SIZE: Final = 8
 ENGLISH: Final = "en"
+
+_Window = tuple[list[str], Waveform]
+"""At most 30 s, and the texts of its waveform, to which its own is added."""
 
 
 class Listener:
@@ -54,33 +57,38 @@ class Listener:
 
     def hear(
         self,
-        waveforms: Sequence[Waveform],
+        waveforms: Iterable[Waveform],
         languages: Sequence[str | None],
         rate_hz: int = SAMPLING_RATE_HZ,
     ) -> list[str]:
         """What is said in each waveform; nothing in an empty one or one of less than 0.1 s.
 
+        Waveforms are taken one by one, and few are held at a time.
+
         Raises:
             ConfigError: A language that this Whisper does not know.
         """
         self.check_languages(languages)
-        texts: list[list[str]] = [[] for _ in waveforms]
-        resampled = [resample(waveform, rate_hz) for waveform in waveforms]
-        windows = [
-            (number, waveform[start : start + WINDOW_SAMPLES])
-            for number, waveform in enumerate(resampled)
-            for start in range(0, len(waveform) - SHORTEST_SAMPLES + 1, WINDOW_SAMPLES)
-        ]
-        by_language: dict[str, list[tuple[int, Waveform]]] = {}
-        for number, window in windows:
-            by_language.setdefault(languages[number] or ENGLISH, []).append((number, window))
-        for language, group in by_language.items():
-            for start in range(0, len(group), BATCH_SIZE):
-                batch = group[start : start + BATCH_SIZE]
-                heard = self._hear_batch([window for _, window in batch], language)
-                for (number, _), text in zip(batch, heard, strict=True):
-                    texts[number].append(text.strip())
+        texts: list[list[str]] = [[] for _ in languages]
+        waiting: dict[str, list[_Window]] = {}
+        spoken = track(waveforms, "hear", total=len(languages), unit="utterances")
+        for waveform, language, parts in zip(spoken, languages, texts, strict=True):
+            resampled = resample(waveform, rate_hz)
+            batch = waiting.setdefault(language or ENGLISH, [])
+            for start in range(0, len(resampled) - SHORTEST_SAMPLES + 1, WINDOW_SAMPLES):
+                batch.append((parts, resampled[start : start + WINDOW_SAMPLES]))
+                if len(batch) == BATCH_SIZE:
+                    self._add_heard(batch, language or ENGLISH)
+                    batch.clear()
+        for language, batch in waiting.items():
+            if batch:
+                self._add_heard(batch, language)
         return [" ".join(parts) for parts in texts]
+
+    def _add_heard(self, batch: Sequence[_Window], language: str) -> None:
+        heard = self._hear_batch([window for _, window in batch], language)
+        for (parts, _), text in zip(batch, heard, strict=True):
+            parts.append(text.strip())
 
     def _hear_batch(self, windows: Sequence[Waveform], language: str) -> list[str]:
         from whisper.audio import log_mel_spectrogram, pad_or_trim
@@ -106,8 +114,8 @@ def speak_units(
     *,
     are_runs: bool,
     languages: Sequence[str | None],
-) -> list[Waveform]:
-    """The speech made of each array of units, at the vocoder's sampling rate.
+) -> Iterator[Waveform]:
+    """Yields the speech made of each array of units, at the vocoder's sampling rate.
 
     Args:
         vocoder: Of these units.
@@ -115,9 +123,8 @@ def speak_units(
         are_runs: One unit stands for a run of equal ones, so that its duration is the vocoder's guess.
         languages: Of each.
     """
-    pairs = zip(units, languages, strict=True)
-    spoken = (vocoder.speak(array, are_runs=are_runs, language=language) for array, language in pairs)
-    return list(track(spoken, "speak", total=len(units), unit="utterances"))
+    for array, language in zip(units, languages, strict=True):
+        yield vocoder.speak(array, are_runs=are_runs, language=language)
 
 
 def hear_recordings(
@@ -129,7 +136,7 @@ def hear_recordings(
         ConfigError: A language that this Whisper does not know.
         AudioError: A recording cannot be read.
     """
-    waveforms = [load_utterance(recording, SAMPLING_RATE_HZ) for recording in recordings]
+    waveforms = (load_utterance(recording, SAMPLING_RATE_HZ) for recording in recordings)
     return listener.hear(waveforms, languages)
 
 

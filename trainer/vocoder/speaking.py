@@ -9,8 +9,8 @@ from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.text_rules import apply_text_rule
-from dmlm.pipeline.tokenizers.text import load_text_tokenizer
-from dmlm.trainer.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from dmlm.pipeline.tokenizers.text import HuggingFaceTextTokenizer, load_text_tokenizer
+from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.generation import GREEDY, generate
 from dmlm.trainer.trained_tasks import choose_language
@@ -64,7 +64,9 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
         raise ConfigError(f"{checkpoint.path}: was trained without speech")
     language = choose_language(checkpoint.settings.trained, "t2s", config.language, checkpoint.path)
     vocoder = open_vocoder(config.vocoder, fingerprint, config.device)
-    samples = [_sample_of(checkpoint, text, language) for text in texts]
+    tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
+    text_rule = checkpoint.settings.datasets[0].text_rule  # of the first data set of the training
+    samples = [_sample_of(tokenizer, text_rule, text, language) for text in texts]
     start = time.monotonic()
     outputs = {output.index: output for output in generate(checkpoint, "t2s", samples, config.decoding)}
     share_seconds = (time.monotonic() - start) / max(1, len(texts))
@@ -83,10 +85,10 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
         )
 
 
-def _sample_of(checkpoint: Checkpoint, text: str, language: str | None) -> Sample:
-    """The text under the rule of the first data set of the training."""
-    ruled = apply_text_rule(checkpoint.settings.datasets[0].text_rule, text)
+def _sample_of(
+    tokenizer: HuggingFaceTextTokenizer, text_rule: str, text: str, language: str | None
+) -> Sample:
+    ruled = apply_text_rule(text_rule, text)
     if not ruled:
         raise ConfigError(f"{text!r}: nothing to say")
-    tokens = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT).encode(ruled)
-    return Sample(key="", source="", split="", language=language, text_tokens=tokens)
+    return Sample(key="", source="", split="", language=language, text_tokens=tokenizer.encode(ruled))

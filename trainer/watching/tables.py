@@ -13,6 +13,7 @@ from dmlm.pipeline.source_names import CORPUS_NAMES
 from dmlm.trainer.config import MixEntry
 from dmlm.trainer.data.mix import Group
 from dmlm.trainer.data.tasks import MODALITIES
+from dmlm.trainer.recipe_rules import recipe_warnings
 from dmlm.trainer.watching.metrics import Record
 from dmlm.trainer.watching.plan import Plan
 
@@ -35,6 +36,7 @@ def describe_plan(plan: Plan) -> str:
             "",
             *_plan_by_modality(plan),
             *(_describe_refused(group, recipe.sequence.max_length) for group in plan.groups if group.refused),
+            *(f"warning: {text}" for text in recipe_warnings(recipe)),
             *(
                 f"warning: {group.name} has no samples, its share goes to the others: {group.lack}"
                 for group, entry in zip(plan.groups, recipe.mix, strict=True)

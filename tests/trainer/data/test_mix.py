@@ -132,7 +132,7 @@ def test_packaged_recipes_warn_of_no_task_or_corpus_that_is_lacking(
     recipe = replace(load_recipe(name), num_steps=9)
     groups = build_groups(data, recipe)
     assert [group.name for group in groups if not group.lack] == ["image"]
-    assert "warning" not in describe_plan(make_plan(groups, recipe, seed=0))
+    assert "has no samples" not in describe_plan(make_plan(groups, recipe, seed=0))
 
 
 def test_an_image_is_drawn_once_whatever_other_data_sets_call_theirs(

@@ -1,3 +1,4 @@
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -268,6 +269,10 @@ def test_a_little_nucleus_is_greedy(model: PreTrainedModel) -> None:
         {"num_beams": 0},
         {"batch_size": 0},
         {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"num_beams": 2, "length_penalty": math.nan},
+        {"num_beams": 2, "length_penalty": math.inf},
         {"top_p": 0.0},
         {"num_beams": 2, "temperature": 1.0},
         {"top_p": 0.9},

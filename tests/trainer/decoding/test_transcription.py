@@ -1,4 +1,6 @@
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import soundfile
 from dmlm.cli import run
 from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import AudioError, ConfigError
+from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.config import TrainConfig
 from dmlm.trainer.decoding import DecodingConfig
@@ -72,6 +75,26 @@ def test_recording_longer_than_the_model_gives_the_words_of_all_its_windows(
     whole, *parts = transcribe(spoken_run.run, [path, *paths], device="cpu")
     assert whole.text == " ".join(part.text for part in parts)
     assert all(part.text for part in parts)
+
+
+def test_windows_are_no_longer_than_sequences_of_the_training(
+    spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that training began with has 512 positions."""
+    shorter = replace(
+        spoken_run.recipe, num_steps=1, sequence=replace(spoken_run.recipe.sequence, max_length=256)
+    )
+    shards, run_dir = (spoken_run.shards,), tmp_path / "run"
+    train(TrainConfig(shards=shards, recipe=shorter, init=str(spoken_run.run), out_dir=run_dir, device="cpu"))
+    lengths: list[float] = []
+
+    def cut(path: Path, window_seconds: float, sampling_rate_hz: int) -> Iterator[Waveform]:
+        lengths.append(window_seconds)
+        return cut_recording(path, window_seconds, sampling_rate_hz)
+
+    monkeypatch.setattr("dmlm.trainer.decoding.transcription.cut_recording", cut)
+    list(transcribe(run_dir, [spoken_run.audio_path("train-tiny", 1)], device="cpu"))
+    assert lengths == [0.75 * 256 / 50]
 
 
 def test_command_prints_what_was_said_and_names_bad_files(spoken_run, tmp_path: Path, capsys) -> None:

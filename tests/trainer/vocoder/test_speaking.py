@@ -2,6 +2,8 @@
 
 import json
 import wave
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -18,9 +20,16 @@ from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
 from dmlm.trainer.config import MixEntry, TrainConfig
 from dmlm.trainer.loop import train
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
-from dmlm.trainer.vocoder import waveforms
+from dmlm.trainer.vocoder import speaking, waveforms
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
-from dmlm.trainer.vocoder.listening import Listener, hear_recordings, resample, speak_units
+from dmlm.trainer.vocoder.listening import (
+    BATCH_SIZE,
+    WINDOW_SAMPLES,
+    Listener,
+    hear_recordings,
+    resample,
+    speak_units,
+)
 from dmlm.trainer.vocoder.model import VoiceShape
 from dmlm.trainer.vocoder.recordings import find_utterances
 from dmlm.trainer.vocoder.synthesis import open_vocoder
@@ -116,6 +125,30 @@ def test_units_are_heard_in_order_through_the_vocoder(
     assert heard[0] == ""
 
 
+def test_few_waveforms_are_held_at_a_time_and_each_keeps_its_text(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one waveform there are as many windows as its number says; a window's first sample names it."""
+    num_windows, made = 0, list[weakref.ref[np.ndarray]]()
+
+    def make_waveforms() -> Iterator[np.ndarray]:
+        for number in range(5 * BATCH_SIZE):
+            waveform = np.full(number % 3 * WINDOW_SAMPLES, number, np.float32)
+            made.append(weakref.ref(waveform))
+            yield waveform
+
+    def hear_batch(windows: list[np.ndarray], language: str) -> list[str]:
+        nonlocal num_windows
+        num_windows += len(windows)
+        assert sum(waveform() is not None for waveform in made) <= BATCH_SIZE + 3
+        return [f" {window[0]:.0f}" for window in windows]
+
+    monkeypatch.setattr(listener, "_hear_batch", hear_batch)
+    texts = listener.hear(make_waveforms(), ["en"] * 5 * BATCH_SIZE)
+    assert texts == [" ".join([str(number)] * (number % 3)) for number in range(5 * BATCH_SIZE)]
+    assert num_windows == sum(number % 3 for number in range(5 * BATCH_SIZE))
+
+
 def test_resampling_keeps_the_duration() -> None:
     waveform = np.sin(np.arange(22_050) / 10).astype(np.float32)
     assert abs(len(resample(waveform, 22_050)) - 16_000) <= 1
@@ -137,8 +170,14 @@ def test_speak_writes_a_wav_file_for_each_text(
     run_dir = tmp_path / "run"
     train(TrainConfig(shards=(spoken_run.shards,), recipe=recipe, out_dir=run_dir, device="cpu"))
     arguments = ["--checkpoint", str(run_dir), *tools]
+    loaded: list[Path] = []
+    load = speaking.load_text_tokenizer
+    monkeypatch.setattr(
+        speaking, "load_text_tokenizer", lambda directory: loaded.append(directory) or load(directory)
+    )
     assert run(["speak", *arguments, "--out", str(tmp_path), "RED", "a"]) == 0
     shown = capsys.readouterr()
+    assert len(loaded) == 1
     for number, text in enumerate(["RED", "a"], 1):
         path = tmp_path / f"{number:04d}.wav"
         assert f"{path}\t{text}" in shown.out

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmlm.pipeline.samples import Modality
-from dmlm.trainer.config import LossConfig, recipe_from_json
+from dmlm.trainer.config import LossConfig, OptimizerConfig, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
 from dmlm.trainer.data.mix import Mix, build_groups
 from dmlm.trainer.data.tasks import MODALITIES, TASKS
@@ -80,6 +80,20 @@ def test_the_table_names_tokens_padding_and_shares_of_the_loss(data: TrainingDat
     assert lines["text"][1] == "0.93"
     assert "full" in table
     assert "i2t: 16 samples refused, over 24 tokens: caption-000 (25), " in table
+
+
+def test_the_table_warns_of_a_schedule_that_is_hardly_meant(data: TrainingData) -> None:
+    optimizer = OptimizerConfig(
+        learning_rate=1e-3, num_warmup_steps=100, schedule="constant", final_share=0.1
+    )
+    recipe = replace(RECIPE, optimizer=optimizer)
+    assert describe_plan(make_plan(build_groups(data, recipe), recipe, seed=0)).splitlines()[-2:] == [
+        "warning: the warm-up lasts for the whole run, which ends with learning rate 0.0005: "
+        "optimizer.num_warmup_steps 100, num_steps 50",
+        "warning: optimizer.final_share 0.1 has no effect: optimizer.schedule is constant",
+    ]
+    meant = replace(RECIPE, optimizer=OptimizerConfig(num_warmup_steps=49))
+    assert "warning" not in describe_plan(make_plan(build_groups(data, meant), meant, seed=0))
 
 
 def test_a_plan_draws_nothing_from_the_groups_of_the_run(data: TrainingData) -> None:
