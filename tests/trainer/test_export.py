@@ -23,7 +23,7 @@ from transformers import (
 
 from dmlm.cli import run
 from dmlm.pipeline.errors import CheckpointError, ConfigError
-from dmlm.pipeline.samples import Sample, TokenArray
+from dmlm.pipeline.samples import Modality, Sample, TokenArray
 from dmlm.pipeline.shards import iter_samples
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.storage import sha256_file
