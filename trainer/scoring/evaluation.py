@@ -98,21 +98,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     start = time.monotonic()
     _check_task(config)
     path = resolve_checkpoint(config.checkpoint)
-    out_path = config.out_path or default_out_path(path, config.task)
-    if config.out_path is None:
-        sys.stderr.write(f"--out not given: using {out_path}\n")
-    check_writable(out_path)
+    out_path = _choose_out_path(config, path)
     checkpoint = load_checkpoint(path, str(open_device(config.device)))
     shards = open_matching_shards(config.shards, checkpoint, config.task)
     splits = choose_splits(shards, config.splits, config.task, checkpoint.settings.recipe)
-    references = list(read_references(shards, splits, config.task, config.keys, config.limit))
-    if not references:
-        raise ConfigError(
-            f"no sample for the task {config.task} in the splits {', '.join(splits)} "
-            f"with a key like {' or '.join(config.keys)}"
-        )
-    if config.task == "i2t":
-        warn_of_few_images(len(references))
+    references = _read_all(config, shards, splits)
     train_shards = open_matching_shards(config.train_shards, checkpoint, config.task)
     trained = {dataset.sha256 for dataset in checkpoint.settings.datasets}
     seen = [shard for shard in shards if shard.dataset_sha256 in trained]
@@ -161,6 +151,28 @@ def _check_task(config: EvaluateConfig) -> None:
         raise ConfigError(f"task {config.task!r} cannot be scored: one of {', '.join(SCORED_TASKS)}")
     if config.task == "t2s" and config.vocoder is None:
         raise ConfigError("--task t2s needs --vocoder: what `dmlm-cli train-vocoder` wrote")
+
+
+def _choose_out_path(config: EvaluateConfig, checkpoint: Path) -> Path:
+    out_path = config.out_path or default_out_path(checkpoint, config.task)
+    if config.out_path is None:
+        sys.stderr.write(f"--out not given: using {out_path}\n")
+    check_writable(out_path)
+    return out_path
+
+
+def _read_all(
+    config: EvaluateConfig, shards: Sequence[ScoredShard], splits: Sequence[str]
+) -> list[Reference]:
+    references = list(read_references(shards, splits, config.task, config.keys, config.limit))
+    if not references:
+        raise ConfigError(
+            f"no sample for the task {config.task} in the splits {', '.join(splits)} "
+            f"with a key like {' or '.join(config.keys)}"
+        )
+    if config.task == "i2t":
+        warn_of_few_images(len(references))
+    return references
 
 
 def _record(
