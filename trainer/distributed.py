@@ -96,7 +96,9 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
         return
     if missing := [name for name in _SET_BY_TORCHRUN if name not in environment]:
         raise ConfigError(f"RANK is set but not {', '.join(missing)}; start with torchrun, or unset RANK")
-    rank, world_size, local_rank = (int(environment[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, world_size, local_rank = (
+        _read_number(environment, n) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    )
     take_gpu(device, local_rank)
     _meet(environment)
     try:
@@ -108,6 +110,13 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Ranks]:
             yield Ranks(rank=rank, world_size=world_size, local_rank=local_rank, meeting=meeting)
     finally:
         dist.destroy_process_group()
+
+
+def _read_number(environment: Mapping[str, str], name: str) -> int:
+    text = environment[name]
+    if not text.isdecimal():
+        raise ConfigError(f"{name}={text} is no number; start with torchrun, or unset RANK")
+    return int(text)
 
 
 def _meet(environment: Mapping[str, str]) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from dmlm.pipeline.remote.options import local_path
+from dmlm.trainer.generation_commands import checkpoint_option
 
 
 @click.command(short_help="Write a checkpoint as a folder for transformers and vLLM.")
-@click.option("--checkpoint", type=local_path, required=True, help="Run or checkpoint folder.")
+@checkpoint_option
 @click.option("--out", "out_dir", type=local_path, required=True, help="Folder, not there yet or empty.")
 def export(checkpoint: Path, out_dir: Path) -> None:
     """Write a checkpoint as a Hugging Face folder with a model card, without trainer state.

@@ -255,10 +255,14 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     ("environment", "message"),
     [
         ({"RANK": "0"}, "RANK is set but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; start with"),
+        (
+            {"RANK": "x", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
+            "RANK=x is no number; start with torchrun",
+        ),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "not MASTER_ADDR, MASTER_PORT; start with"),
     ],
 )
-def test_a_part_of_what_torchrun_sets_is_refused(environment: dict[str, str], message: str) -> None:
+def test_what_torchrun_would_not_set_is_refused(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message), join_ranks(environment, "cpu"):
         pass
 

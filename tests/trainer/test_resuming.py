@@ -145,6 +145,27 @@ def test_a_joint_model_is_trained_further_on_a_part_of_its_modalities(
     assert len(list(generate(checkpoint, "i2t", seen[:2]))) == 2
 
 
+def test_a_model_of_speech_learns_images_later(
+    config: TrainConfig, token_shards: Path, write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    spoken = [sample for sample in iter_samples(token_shards) if sample.image_tokens is None]
+    shards = write_shards(tmp_path / "spoken", spoken, has_images=False)
+    first = replace(config, shards=(shards,), out_dir=tmp_path / "first")
+    train(replace(first, recipe=replace(RECIPE, num_steps=4)))
+    joint = (MixEntry(task="asr", weight=1), MixEntry(task="i2t", weight=1))
+    later = replace(config, recipe=replace(RECIPE, mix=joint, num_steps=4))
+    last = train(replace(later, init=str(first.out_dir))).checkpoint
+    expected = (last / "model.safetensors").read_bytes()
+    shutil.rmtree(last)
+    shutil.rmtree(first.out_dir)
+    assert train(replace(later, resume=True)).checkpoint == last
+    assert (last / "model.safetensors").read_bytes() == expected
+    checkpoint = load_checkpoint(last)
+    assert checkpoint.vocabulary == open_training_data([token_shards]).vocabulary
+    seen = [sample for sample in iter_samples(token_shards) if sample.image_tokens is not None]
+    assert len(list(generate(checkpoint, "i2t", seen[:2]))) == 2
+
+
 def test_where_the_first_rank_has_nothing_all_begin(config: TrainConfig, tmp_path: Path) -> None:
     assert choose_checkpoint(tmp_path, ALONE) is None
     told: list[int] = []

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ from dmlm.trainer.config import ModelConfig
 from dmlm.trainer.models.architectures import new_model
 from dmlm.trainer.models.gguf import is_gguf, load_gguf_model
 from dmlm.trainer.models.pretrained import (
+    add_modalities,
     check_packing,
     check_text_tokenizer,
     extend_table,
@@ -50,9 +52,13 @@ def build_model(
         return _with_token_ids(new_model(config, vocabulary.size, max_length, seed), vocabulary)
     model = _load_init(config.init, read_init_config(config, max_length))
     extend_table(model, config.init, max_length)
-    if not _knows_vocabulary(config.init, vocabulary):
+    theirs = read_vocabulary(config.init)
+    if theirs is None:
         check_text_tokenizer(config.init, text_dir)
         extend_vocabulary(model, vocabulary, seed)
+    elif theirs != vocabulary:
+        _check_grown(config.init, theirs, vocabulary)
+        add_modalities(model, theirs, vocabulary, seed)
     check_packing(model, config.init)
     return _with_token_ids(model, vocabulary)
 
@@ -159,17 +165,18 @@ def _load_init(init: str, config: "PretrainedConfig") -> "PreTrainedModel":
         ) from error
 
 
-def _knows_vocabulary(init: str, vocabulary: Vocabulary) -> bool:
-    """Whether `init` is a checkpoint of dmlm, whose embedding has every row already."""
-    theirs = read_vocabulary(init)
-    if theirs is None:
-        return False
-    if theirs != vocabulary:
+def _check_grown(init: str, theirs: Vocabulary, vocabulary: Vocabulary) -> None:
+    """Raises FingerprintMismatchError unless `vocabulary` is the checkpoint's, or has a modality more."""
+    grown = replace(
+        theirs,
+        num_speech=theirs.num_speech or vocabulary.num_speech,
+        num_image=theirs.num_image or vocabulary.num_image,
+    )
+    if grown != vocabulary:
         raise FingerprintMismatchError(
             f"--init {init}: its vocabulary is {_sizes(theirs)}, that of the shards {_sizes(vocabulary)}; "
             "use shards of the same codebook"
         )
-    return True
 
 
 def _sizes(vocabulary: Vocabulary) -> str:

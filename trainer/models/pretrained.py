@@ -110,6 +110,37 @@ def extend_vocabulary(model: "PreTrainedModel", vocabulary: Vocabulary, seed: in
         head.bias.data[vocabulary.num_text :] = head.bias.data[: vocabulary.num_text].mean()
 
 
+@torch.no_grad()
+def add_modalities(model: "PreTrainedModel", theirs: Vocabulary, vocabulary: Vocabulary, seed: int) -> None:
+    """Grows embedding and head of a checkpoint by the modalities that its vocabulary lacks.
+
+    Every token that it has keeps its row, at its new place; the rows of the others are drawn as
+    `extend_vocabulary` draws them.
+
+    Args:
+        model: The checkpoint's.
+        theirs: Its vocabulary.
+        vocabulary: The same with units or image codes where `theirs` has none.
+        seed: Of the new rows.
+    """
+    before = [rows.clone() for rows in _rows_of_tokens(model)]
+    extend_vocabulary(model, vocabulary, seed)
+    for old, new in zip(before, _rows_of_tokens(model), strict=True):
+        for source, target in (
+            (theirs.special, vocabulary.special),
+            (theirs.speech, vocabulary.speech),
+            (theirs.image, vocabulary.image),
+        ):
+            new[target.start : target.start + len(source)] = old[source.start : source.stop]
+
+
+def _rows_of_tokens(model: "PreTrainedModel") -> list[torch.Tensor]:
+    """What has a row or an element per token."""
+    embeddings_VD, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    parameters = (embeddings_VD, None if head.weight is embeddings_VD else head.weight, head.bias)
+    return [parameter.data for parameter in parameters if parameter is not None]
+
+
 def extend_table(model: "PreTrainedModel", init: str, max_length: int) -> None:
     """Lengthens a table of learned positions to `max_length`; new rows repeat the old ones from the first.
 

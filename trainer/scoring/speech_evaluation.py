@@ -63,7 +63,7 @@ def open_speech_tools(
         device: Of vocoder and listener.
 
     Raises:
-        ConfigError: There is no such vocoder or Whisper, that Whisper does not know a language, or a corpus
+        ConfigError: There is no such vocoder or Whisper, one of them does not know a language, or a corpus
             is not at `root` or has no such recording.
         FingerprintMismatchError: The vocoder speaks other units.
         CorruptInputError: One of them is damaged.
@@ -74,8 +74,9 @@ def open_speech_tools(
         found = find_utterances(shard_dirs, root, keys)
         recordings = tuple(found[key] for key in keys)
     ears = Listener(listener, device)
-    ears.check_languages({reference.language for reference in references})
     vocoder = open_vocoder(vocoder_dir, checkpoint.settings.fingerprints[Modality.SPEECH], device)
+    for tool in (ears, vocoder):
+        tool.check_languages({reference.language for reference in references})
     return SpeechTools(vocoder=vocoder, listener=ears, recordings=recordings)
 
 

@@ -11,7 +11,7 @@ import click
 from dmlm.pipeline.commands import announce_default, device_option, resolve_root, root_option, seed_option
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import local_path, shards_option
-from dmlm.trainer.generation_commands import decoding_options, language_option
+from dmlm.trainer.generation_commands import checkpoint_option, decoding_options, language_option
 
 if TYPE_CHECKING:
     from dmlm.trainer.decoding import DecodingConfig
@@ -63,7 +63,7 @@ def train_vocoder(
 
 
 @click.command(short_help="Say texts aloud, into WAV files.")
-@click.option("--checkpoint", type=local_path, required=True, help="Run or checkpoint folder.")
+@checkpoint_option
 @click.option(
     "--vocoder",
     type=local_path,

@@ -13,8 +13,10 @@ from dmlm.pipeline.samples import Modality, TokenArray, Utterance
 from dmlm.pipeline.shards import ShardReader, load_dataset_card, open_shard
 from dmlm.pipeline.sources import open_source, units
 from dmlm.pipeline.sources.interface import read_options
+from dmlm.pipeline.storage import sha256_json
 from dmlm.pipeline.tokenizers import UNITS_PER_SECOND, Fingerprint, first_difference
 from dmlm.trainer.config import matches
+from dmlm.trainer.data.dataset import check_distinct
 
 MAX_DIFFERENCE_SECONDS: Final = 0.05
 """Between a recording and its units; more is another recording."""
@@ -32,13 +34,14 @@ def common_fingerprint(shard_dirs: Sequence[Path]) -> tuple[Fingerprint, int]:
     """Fingerprint and number of the speech units of all data sets.
 
     Raises:
-        ConfigError: No folder is given, or one holds no speech.
+        ConfigError: No folder is given, one holds no speech, or two hold the same data set.
         FingerprintMismatchError: Two data sets were made with different speech tokenizers.
         ShardCorruptError: A data set is not finished or damaged.
     """
-    cards = {directory: load_dataset_card(directory) for directory in shard_dirs}
-    if not cards:
+    if not shard_dirs:
         raise ConfigError("no shards: give --shards DIR")
+    cards = {directory: load_dataset_card(directory) for directory in shard_dirs}
+    check_distinct(shard_dirs, [sha256_json(cards[directory].to_json()) for directory in shard_dirs])
     if silent := [place for place, card in cards.items() if Modality.SPEECH not in card.fingerprints]:
         raise ConfigError(f"{silent[0]}: holds no speech")
     marks = {directory: card.fingerprints[Modality.SPEECH] for directory, card in cards.items()}

@@ -7,7 +7,7 @@ Suffixes: B utterance, R run of equal units, N sample.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +42,11 @@ class CodeHifiGan:
         self._model = model.to(device).eval().requires_grad_(False)
         self._language_ids, self._device = language_ids, device
         self.sampling_rate_hz: int = model.config.sampling_rate
+
+    def check_languages(self, languages: Iterable[str | None]) -> None:
+        """As UnitVocoder."""
+        for language in languages:
+            self._language_id(language)
 
     @torch.inference_mode()
     def speak(self, units: TokenArray, *, are_runs: bool, language: str | None = None) -> Waveform:

@@ -51,8 +51,8 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
     """Says each text in a file `OUT/0001.wav`, `OUT/0002.wav`, …, in the order given.
 
     Raises:
-        ConfigError: There is no checkpoint or vocoder, `out_dir` is a file, a text is empty, or the model was
-            not trained to speak, or not in the language.
+        ConfigError: There is no checkpoint or vocoder, `out_dir` is a file, a text is empty, the model was
+            not trained to speak, or not in the language, or the vocoder does not speak it.
         FingerprintMismatchError: The vocoder speaks other units than the model's.
         CorruptInputError: Checkpoint or vocoder is damaged.
     """
@@ -64,6 +64,7 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
         raise ConfigError(f"{checkpoint.path}: was trained without speech")
     language = choose_language(checkpoint.settings.trained, "t2s", config.language, checkpoint.path)
     vocoder = open_vocoder(config.vocoder, fingerprint, config.device)
+    vocoder.check_languages([language])
     tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
     text_rule = checkpoint.settings.datasets[0].text_rule  # of the first data set of the training
     samples = [_sample_of(tokenizer, text_rule, text, language) for text in texts]

@@ -3,6 +3,7 @@
 Suffixes: F frame of 20 ms, R run of equal units, T mel frame, M mel band.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +39,9 @@ class UnitVocoder(Protocol):
     def waveform_maker(self) -> str:
         """Name of what makes the waveforms, such as `hifigan:universal`."""
 
+    def check_languages(self, languages: Iterable[str | None]) -> None:
+        """Raises ConfigError where a language is one that it does not speak."""
+
     def speak(self, units: TokenArray, *, are_runs: bool, language: str | None = None) -> Waveform:
         """Speech in [-1, 1]; empty when there are no units.
 
@@ -47,6 +51,7 @@ class UnitVocoder(Protocol):
             language: ISO code, for vocoders that speak each language differently; None: English.
 
         Raises:
+            ConfigError: It does not speak the language.
             CorruptInputError: An id that the tokenizer does not have.
         """
 
@@ -61,6 +66,9 @@ class TrainedVocoder:
         self._voice, self._num_units = vocoder.voice.to(device), vocoder.num_units
         self._to_waveform, self._device = to_waveform, device
         self.waveform_maker = GRIFFIN_LIM if to_waveform is griffin_lim else GENERATOR
+
+    def check_languages(self, languages: Iterable[str | None]) -> None:
+        """As UnitVocoder: it speaks any language that its recordings are in."""
 
     def speak(self, units: TokenArray, *, are_runs: bool, language: str | None = None) -> Waveform:
         """As UnitVocoder; the language makes no difference."""

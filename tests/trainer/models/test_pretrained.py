@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -299,6 +300,36 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path, text_dir:
     (tmp_path / "vocabulary.json").write_text(json.dumps(theirs.to_json()))
     with pytest.raises(FingerprintMismatchError, match=r"99 speech.*20 speech"):
         grow(tmp_path, text_dir)
+
+
+@pytest.mark.parametrize(("name", "tied"), [("opt", True), ("phi", False)])
+@pytest.mark.parametrize("lacking", ["num_speech", "num_image"])
+def test_a_checkpoint_that_learns_a_modality_keeps_the_rows_of_all_its_tokens(
+    name: str, tied: bool, lacking: str, tmp_path: Path, text_dir: Path
+) -> None:
+    theirs = replace(VOCABULARY, **{lacking: 0})
+    save_llm(tmp_path / "llm", text_dir, CONFIGS[name](tie_word_embeddings=tied))
+    config = ModelConfig(init=str(tmp_path / "llm"), dropout=0.0)
+    before = build_model(config, theirs, text_dir=text_dir, max_length=16, seed=0)
+    save_model(before, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "vocabulary.json").write_text(json.dumps(theirs.to_json()))
+    after = grow(tmp_path / "checkpoint", text_dir, seed=1)
+    old_names = [f"text {number}" for number in range(theirs.num_text)] + theirs.added_tokens()
+    new_names = [f"text {number}" for number in range(VOCABULARY.num_text)] + VOCABULARY.added_tokens()
+    places = {token: row for row, token in enumerate(new_names)}
+    kept = [places[token] for token in old_names]
+    for old, new in (
+        (before.get_input_embeddings(), after.get_input_embeddings()),
+        (before.get_output_embeddings(), after.get_output_embeddings()),
+    ):
+        assert torch.equal(new.weight[kept], old.weight[: len(kept)])
+        if getattr(old, "bias", None) is not None:
+            assert torch.equal(new.bias[kept], old.bias[: len(kept)])
+    rows = after.get_input_embeddings().weight
+    added = [row for token, row in places.items() if token not in old_names]
+    assert len(added) == getattr(VOCABULARY, lacking)
+    assert rows[added].std(dim=0).min() > 0
+    assert (after.get_output_embeddings().weight is rows) is tied
 
 
 def rotary(kind: str) -> PretrainedConfig:

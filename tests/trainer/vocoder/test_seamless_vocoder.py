@@ -69,6 +69,9 @@ def test_what_it_cannot_speak_is_refused(tmp_path: Path) -> None:
     vocoder = open_vocoder(directory, SEAMLESS, "cpu")
     with pytest.raises(ConfigError, match="de"):
         vocoder.speak(np.array([1], np.int32), are_runs=True, language="de")
+    vocoder.check_languages([None, "it"])
+    with pytest.raises(ConfigError, match="de; it speaks arb, eng, ita"):
+        vocoder.check_languages(["it", "de"])
     with pytest.raises(CorruptInputError, match="10000"):
         vocoder.speak(np.array([10_000], np.int32), are_runs=True)
     assert len(vocoder.speak(np.array([], np.int32), are_runs=True)) == 0

@@ -300,6 +300,12 @@ def test_units_without_recordings_are_refused(config: TrainVocoderConfig, tmp_pa
         train_vocoder(replace(config, shards=(shards,), out_dir=tmp_path / "voice"))
 
 
+def test_a_data_set_given_twice_is_refused(config: TrainVocoderConfig, tones: Path, tmp_path: Path) -> None:
+    shards = (tones / "shards", tones / ".." / tones.name / "shards")
+    with pytest.raises(ConfigError, match=r"the same data set as .*; give it once"):
+        train_vocoder(replace(config, shards=shards, out_dir=tmp_path / "voice"))
+
+
 def test_data_sets_of_other_units_are_refused_naming_both_sides(
     config: TrainVocoderConfig, tones: Path, tmp_path: Path
 ) -> None:
