@@ -68,7 +68,7 @@ def train(
     \b
     On four devices:
       torchrun --nproc-per-node 4 --no-python dmlm-cli train \\
-        --shards shards/librispeech
+        --shards shards/librispeech --set batch.num_micro_batches=4
     """
     from dmlm.trainer.config import TrainConfig, load_recipe, parse_overrides
     from dmlm.trainer.distributed import join_ranks

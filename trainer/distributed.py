@@ -221,13 +221,22 @@ def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def whole_model(model: "PreTrainedModel") -> "PreTrainedModel":
-    """The model, or a whole copy in main memory if its parameters are shards; every rank must ask for it."""
+def whole_model(model: "PreTrainedModel", *, is_kept: bool = True) -> "PreTrainedModel":
+    """The model, or a whole copy in main memory if its parameters are shards; every rank must ask for it.
+
+    With `is_kept` False this rank only gives its shards to the others, and gets its model back as it is.
+    """
     from torch.distributed.tensor import DTensor
 
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
-    weights = {name: whole_tensor(tensor).cpu() for name, tensor in model.state_dict().items()}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        whole = whole_tensor(tensor)
+        if is_kept:
+            weights[name] = whole.cpu()
+    if not is_kept:
+        return model
     with torch.device("meta"):
         copy = type(model)(deepcopy(model.config))
     copy.load_state_dict(weights, assign=True)

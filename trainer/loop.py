@@ -147,7 +147,7 @@ class _Run:
         if self._checkpoint is not None:
             self._restore(self._checkpoint)
         self._plan = make_plan(self._stream.groups, recipe, config.seed)
-        self._validator = open_validator(data, recipe, self._step.products, ranks)
+        self._validator = open_validator(data, recipe, self._stream.groups, self._step.products, ranks)
         if self._validator is not None:
             set_sha256 = self._validator.set_sha256
             self._validator.history = read_history(self._out_dir, self._num_done, set_sha256)
@@ -258,14 +258,15 @@ class _Run:
             mark_best(self._out_dir, self._validator.history.best_step)
 
     def _save(self, stream: Mapping[str, Any], metrics: Mapping[str, Any], is_best: bool) -> Path:
-        model = whole_model(self._model)
+        is_kept = self._ranks.is_first
+        model = whole_model(self._model, is_kept=is_kept)
         state = TrainerState(
             step=self._num_done,
-            optimizer=optimizer_tensors(self._model, self._step.optimizer),
+            optimizer=optimizer_tensors(self._model, self._step.optimizer, is_kept=is_kept),
             stream=stream,
             metrics=metrics,
         )
-        if self._ranks.is_first:
+        if is_kept:
             save_checkpoint(
                 self._out_dir,
                 model=model,

@@ -50,13 +50,20 @@ def update(optimizer: torch.optim.AdamW, rate: float) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def optimizer_tensors(model: "PreTrainedModel", optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """State of the optimizer, by the name of its parameter; every rank has to ask for it."""
-    return {
-        f"{name}.{part}": whole_tensor(optimizer.state[parameter][part]).cpu()
-        for name, parameter in model.named_parameters()
-        for part in _STATE_NAMES
-    }
+def optimizer_tensors(
+    model: "PreTrainedModel", optimizer: torch.optim.AdamW, *, is_kept: bool = True
+) -> dict[str, Tensor]:
+    """State of the optimizer in main memory, by the name of its parameter; every rank has to ask for it.
+
+    With `is_kept` False this rank only gives its shards to the others: the result is empty.
+    """
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for part in _STATE_NAMES:
+            whole = whole_tensor(optimizer.state[parameter][part])
+            if is_kept:
+                tensors[f"{name}.{part}"] = whole.cpu()
+    return tensors
 
 
 def restore_optimizer(

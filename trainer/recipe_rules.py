@@ -29,8 +29,11 @@ _RANGES: Final[Sequence[tuple[Sequence[str], Callable[[float], bool], str]]] = (
         lambda value: 0 <= value < inf,
         "0 or more, and finite",
     ),
-    (("optimizer.learning_rate",), lambda value: 0 < value < inf, "above 0, and finite"),
-    (("optimizer.max_gradient_norm",), lambda value: value > 0, "above 0"),
+    (
+        ("optimizer.learning_rate", "optimizer.max_gradient_norm"),
+        lambda value: 0 < value < inf,
+        "above 0, and finite",
+    ),
     (
         ("model.dropout", "sequence.unit_noise", "sequence.text_noise", "sequence.target_unit_noise"),
         lambda value: 0 <= value < 1,
@@ -88,4 +91,9 @@ def _joint_rules(recipe: "Recipe") -> Iterator[tuple[bool, str]]:
         recipe.sequence.max_length <= recipe.batch.max_tokens,
         "sequence.max_length must not be above batch.max_tokens",
     )
-    yield not recipe.model.width % recipe.model.num_heads, "model.width must be a multiple of model.num_heads"
+    model = recipe.model
+    yield not model.width % model.num_heads, "model.width must be a multiple of model.num_heads"
+    yield (
+        model.architecture != "llama" or not model.width % (2 * model.num_heads),
+        "model.width must be an even multiple of model.num_heads: rotary positions turn pairs of dimensions",
+    )

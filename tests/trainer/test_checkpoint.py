@@ -369,3 +369,8 @@ def test_settings_that_cannot_be_read_are_a_checkpoint_error(content: str, tmp_p
     (tmp_path / "dmlm.json").write_text(content)
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_settings(tmp_path)
+
+
+def test_a_rank_that_does_not_save_keeps_no_copy_of_the_optimizer(saver: Saver) -> None:
+    assert len(optimizer_tensors(saver.model, saver.optimizer)) == 3 * len(list(saver.model.parameters()))
+    assert not optimizer_tensors(saver.model, saver.optimizer, is_kept=False)

@@ -136,6 +136,7 @@ def test_overrides_are_strict(texts: list[str], message: str) -> None:
         ({"optimizer": {"weight_decay": -0.1}}, "optimizer.weight_decay must be 0 or more"),
         ({"optimizer": {"final_share": 1.5}}, r"optimizer.final_share must be in \[0, 1\], not 1.5"),
         ({"optimizer": {"learning_rate": math.inf}}, "optimizer.learning_rate must be above 0, and finite"),
+        ({"optimizer": {"max_gradient_norm": math.inf}}, "max_gradient_norm must be above 0, and finite"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, r"optimizer.betas must be in \[0, 1\)"),
         ({"validation": {"every": 3}}, "validation: unknown key 'every'; did you mean 'every_steps'"),
         ({"validation": {"every_steps": -1}}, "validation.every_steps must be 0 or more, not -1"),
@@ -145,6 +146,10 @@ def test_overrides_are_strict(texts: list[str], message: str) -> None:
         ({"model": {"num_heads": 0}}, "model.num_heads must be at least 1"),
         ({"model": {"dropout": 1.0}}, "dropout"),
         ({"model": {"num_heads": 5}}, "multiple of model.num_heads"),
+        (
+            {"model": {"architecture": "llama", "width": 36, "num_heads": 4}},
+            "model.width must be an even multiple of model.num_heads",
+        ),
         ({"sequence": {"max_length": 7}}, "sequence.max_length must be at least 8"),
         ({"sequence": {"max_length": 9000}}, "sequence.max_length must not be above batch.max_tokens"),
     ],

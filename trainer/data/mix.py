@@ -139,7 +139,7 @@ def build_groups(data: TrainingData, recipe: Recipe) -> tuple[Group, ...]:
     Raises:
         ConfigError: No group has samples, with the reason of each; or a sample's language has no token.
     """
-    groups = tuple(_build_group(data, recipe, entry) for entry in recipe.mix)
+    groups = tuple(build_group(data, recipe, entry) for entry in recipe.mix)
     total = sum(group.weight for group in groups)
     if total == 0:
         lacks = "".join(f"\n  {group.name}: {group.lack}" for group in groups)
@@ -149,7 +149,21 @@ def build_groups(data: TrainingData, recipe: Recipe) -> tuple[Group, ...]:
     return groups
 
 
-def _build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
+def task_shares(groups: Sequence[Group]) -> dict[str, float]:
+    """Share of the tokens that each task has, of those that have samples; they add up to 1."""
+    shares: dict[str, float] = {}
+    for group in groups:
+        if group.weight:
+            shares[group.task.name] = shares.get(group.task.name, 0.0) + group.weight
+    return shares
+
+
+def build_group(data: TrainingData, recipe: Recipe, entry: MixEntry) -> Group:
+    """Group of one entry; its weight is the entry's, or 0 without samples.
+
+    Raises:
+        ConfigError: A sample's language has no token.
+    """
     task = TASKS[entry.task]
     lengths_N = sequence_lengths(task, data.index, recipe.sequence)
     source_N = rows_that_match(data.index["source"], (entry.source,))

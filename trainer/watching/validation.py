@@ -23,6 +23,7 @@ from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import Recipe, ValidationConfig
 from dmlm.trainer.data.dataset import TrainingData
+from dmlm.trainer.data.mix import Group, task_shares
 from dmlm.trainer.data.tasks import MODALITIES
 from dmlm.trainer.decoding import DecodingConfig, constraint_of, decode
 from dmlm.trainer.distributed import Ranks, whole_model
@@ -166,10 +167,7 @@ class Validator:
     def _mixed_loss(self, sums_KM: FloatArray, tokens_KM: FloatArray) -> float:
         """Loss of the recipe if the tasks had their training shares of the tokens."""
         config = self._recipe.loss
-        weights: dict[str, float] = {}
-        for entry in self._recipe.mix:
-            weights[entry.task] = weights.get(entry.task, 0.0) + entry.weight
-        scale_K = np.array([weights[s.task.name] / s.num_tokens for s in self.sets])
+        scale_K = np.array([task_set.share / task_set.num_tokens for task_set in self.sets])
         sums_M, tokens_M = scale_K @ sums_KM, scale_K @ tokens_KM
         if config.normalise == "none":
             return float(sums_M.sum() / tokens_M.sum())
@@ -247,10 +245,12 @@ def _evaluating(model: "PreTrainedModel", recipe: Recipe) -> Iterator[None]:
 
 
 def open_validator(
-    data: TrainingData, recipe: Recipe, products: torch.dtype, ranks: Ranks
+    data: TrainingData, recipe: Recipe, groups: Sequence[Group], products: torch.dtype, ranks: Ranks
 ) -> Validator | None:
-    """Validator of a run; None where none is wanted, or nothing is held out."""
-    sets = build_validation_set(data, recipe) if recipe.validation.every_steps else ()
+    """Validator of a run that trains on `groups`; None where none is wanted, or nothing is held out."""
+    if not recipe.validation.every_steps:
+        return None
+    sets = build_validation_set(data, recipe, task_shares(groups))
     if not sets:
         return None
     return Validator(
@@ -268,6 +268,9 @@ def describe_validator(validator: Validator | None, config: ValidationConfig) ->
     if not config.every_steps:
         return "no validation: the recipe has validation.every_steps 0"
     if validator is None:
-        return f"no validation: no split that is not trained on matches {', '.join(config.splits)}"
+        splits = ", ".join(config.splits)
+        return (
+            f"no validation: no sample of what is trained is in a split that is held out and matches {splits}"
+        )
     held_out = ", ".join(f"{s.task.name} {s.num_sequences}" for s in validator.sets)
     return f"validation every {config.every_steps} steps on held-out sequences: {held_out}"

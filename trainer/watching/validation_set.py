@@ -5,7 +5,7 @@ TrainingData -> held-out groups -> rows of each task, and prompts with the answe
 Suffixes: S sequence, P part of a sequence, T token, N sample of a group, D sequence that can be drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from hashlib import sha256
@@ -13,13 +13,12 @@ from typing import Final
 
 import numpy as np
 
-from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.samples import Modality, TokenArray
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.trainer.config import MixEntry, Recipe, matches
 from dmlm.trainer.data.dataset import TrainingData
-from dmlm.trainer.data.mix import Mix, build_groups, rows_that_match
+from dmlm.trainer.data.mix import Mix, build_group, rows_that_match
 from dmlm.trainer.data.packing import PackedBatch, Parts, pack_rows
 from dmlm.trainer.data.rows import RowBuilder
 from dmlm.trainer.data.tasks import Task
@@ -44,6 +43,8 @@ class TaskValidationSet:
     """Held-out sequences of one task."""
 
     task: Task
+    share: float
+    """Of the task in the tokens of the training."""
     num_sequences: int
     num_tokens: int
     rows: tuple[PackedBatch, ...]
@@ -58,22 +59,29 @@ class TaskValidationSet:
         return MODALITY_OF[self.task.target]
 
 
-def build_validation_set(data: TrainingData, recipe: Recipe) -> tuple[TaskValidationSet, ...]:
-    """Held-out sequences of every task of the mix that the data allows, of the sources that it is trained on.
+def build_validation_set(
+    data: TrainingData, recipe: Recipe, shares: Mapping[str, float]
+) -> tuple[TaskValidationSet, ...]:
+    """Held-out sequences of every task that is trained, of the sources that it is trained on.
 
-    Empty if nothing is held out.
+    Args:
+        data: Where they are.
+        recipe: Of the run.
+        shares: Of the tokens of the training, by task; see `mix.task_shares`.
+
+    Returns:
+        One set for each task that has held-out sequences.
     """
     splits = _held_out_splits(data, recipe)
     if not splits:
         return ()
     quiet = replace(recipe.sequence, unit_noise=0.0, text_noise=0.0, target_unit_noise=0.0)
-    tasks = dict.fromkeys(entry.task for entry in recipe.mix)
+    tasks = (task for task in dict.fromkeys(entry.task for entry in recipe.mix) if task in shares)
     entries = tuple(MixEntry(task=task, weight=1.0) for task in tasks)
     held_out = replace(recipe, mix=entries, splits=tuple(map(escape, splits)), sequence=quiet)
-    try:
-        groups = [group for group in build_groups(data, held_out) if len(group.rows_N)]
-    except ConfigError as error:
-        raise ConfigError(f"validation: {error}") from None
+    groups = [group for entry in entries if len((group := build_group(data, held_out, entry)).rows_N)]
+    if not groups:
+        return ()
     mix = Mix(groups, SEED)
     builder = RowBuilder(data, mix, quiet, SEED)
     sets = []
@@ -84,7 +92,8 @@ def build_validation_set(data: TrainingData, recipe: Recipe) -> tuple[TaskValida
         chosen = generator_for(SEED, "validation", group.name).permutation(draws)
         kept = chosen[: recipe.validation.num_sequences].tolist()
         if kept:
-            sets.append(_build_set(group.task, builder.build(kept, number=0), recipe))
+            parts = builder.build(kept, number=0)
+            sets.append(_build_set(group.task, shares[group.task.name], parts, recipe))
     return tuple(sets)
 
 
@@ -100,7 +109,7 @@ def _held_out_splits(data: TrainingData, recipe: Recipe) -> list[str]:
     return sorted(wanted - trained)
 
 
-def _build_set(task: Task, parts: Parts, recipe: Recipe) -> TaskValidationSet:
+def _build_set(task: Task, share: float, parts: Parts, recipe: Recipe) -> TaskValidationSet:
     ends_S = parts.num_parts_S.cumsum()
     starts_P = parts.lengths_P.cumsum() - parts.lengths_P
     starts_S, targets_S = starts_P[ends_S - parts.num_parts_S], ends_S - NUM_TARGET_PARTS
@@ -113,6 +122,7 @@ def _build_set(task: Task, parts: Parts, recipe: Recipe) -> TaskValidationSet:
     lengths = np.add.reduceat(parts.lengths_P, ends_S - parts.num_parts_S).tolist()
     return TaskValidationSet(
         task=task,
+        share=share,
         num_sequences=len(targets),
         num_tokens=sum(lengths),
         rows=tuple(pack_rows(parts, _cut_into_rows(lengths, recipe.batch.max_tokens))),
