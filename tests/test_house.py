@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, and what must never be called."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,14 @@ def test_files_and_functions_are_small(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+def test_the_map_in_the_readme_names_every_package() -> None:
+    house = (REPOSITORY / "README.md").read_text().partition("## The house")[2]
+    named = set(re.findall(r" (\w+)/", house.partition("`make test`")[0]))
+    assert named >= {
+        path.parent.name for name in FOLDERS for path in (REPOSITORY / name).glob("*/__init__.py")
+    }
 
 
 def test_no_module_is_loaded_twice_from_the_root() -> None:
