@@ -167,8 +167,10 @@ def _present(texts: Sequence[str]) -> list[str]:
 def _read_lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first key
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error}); convert it") from error
     # Not splitlines(): it also breaks at characters that may stand within a sentence.
     return text.removesuffix("\n").split("\n") if text else []
 

@@ -155,3 +155,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     config = keyed(tmp_path, ["a\tthe cat", "b\ta dog"], [])
     config.hypothesis_path.write_text("a\tthe cat\nb\ta dog\n", encoding="utf-8-sig")
     assert "0.0 %" in score_files(config)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    config = keyed(tmp_path, ["a\tthe cat"], [])
+    config.hypothesis_path.write_bytes("a\tcafé\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"h: not UTF-8 text \(.*0xe9"):
+        score_files(config)
