@@ -43,8 +43,11 @@ def test_further_reference_files_hold_further_references(tmp_path: Path) -> None
         language="de",
         out_path=tmp_path / "bleu.json",
     )
-    assert "100.0" in score_files(config)
-    assert "tok:13a" in json.loads((tmp_path / "bleu.json").read_text())["metrics"]["bleu_signature"]
+    table = score_files(config)
+    assert "100.0" in table
+    signature = json.loads((tmp_path / "bleu.json").read_text())["metrics"]["bleu_signature"]
+    assert "tok:13a" in signature
+    assert f"BLEU: {signature}" in table.splitlines()
 
 
 def test_captions_of_few_images_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
