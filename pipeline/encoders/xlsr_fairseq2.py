@@ -14,14 +14,15 @@ from dmlm.pipeline.audio import SAMPLING_RATE_HZ
 from dmlm.pipeline.converters.checkpoints import State, hash_state
 from dmlm.pipeline.converters.xlsr import to_huggingface_names
 from dmlm.pipeline.devices import open_device
+from dmlm.pipeline.encoders import SpeechEncoder
 from dmlm.pipeline.encoders.wav2vec2 import MAX_WINDOW_FRAMES, FrameGrid
 from dmlm.pipeline.errors import MissingDependencyError
-from dmlm.pipeline.samples import Activations, Waveform
+from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.tokenizers import Fingerprint
 
 
-class XlsrFairseq2Encoder:
-    """The first blocks of an XLS-R; a SpeechEncoder."""
+class XlsrFairseq2Encoder(SpeechEncoder):
+    """The first blocks of an XLS-R."""
 
     sampling_rate_hz: int = SAMPLING_RATE_HZ
     batch_seconds: float = 0.0
@@ -53,11 +54,6 @@ class XlsrFairseq2Encoder:
             "max_window_frames": MAX_WINDOW_FRAMES,
             "backend": "fairseq2",
         }
-
-    def encode(self, waveforms: Iterable[Waveform]) -> Iterator[Activations]:
-        """Yields the activations of each recording, in the order given."""
-        for activations_FD in self.map_frames(waveforms, lambda activations_FD: activations_FD):
-            yield Activations(activations_FD)
 
     def map_frames(
         self, waveforms: Iterable[Waveform], function: Callable[[Tensor], Tensor]
