@@ -45,6 +45,8 @@ class SpeechEncoder(Protocol):
     """Most audio that goes through at once; results depend on it by rounding only. 0: no batches."""
     device: "torch.device"
     """Where the frames are."""
+    num_layers: int
+    """Blocks of the whole model, which `layer` may name; 0: it has none."""
 
     @property
     def fingerprint(self) -> Fingerprint:

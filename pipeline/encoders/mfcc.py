@@ -38,6 +38,7 @@ class MfccEncoder(SpeechEncoder):
 
     sampling_rate_hz = SAMPLING_RATE_HZ
     batch_seconds = 0.0
+    num_layers = 0
     width = 3 * NUM_COEFFICIENTS
 
     def __init__(self, device: str = "auto") -> None:

@@ -99,7 +99,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
                 f", or `last`"
             )
         self.layer, self.batch_seconds, self.device = layer, batch_seconds, open_device(device)
-        self.width = int(config.hidden_size)
+        self.width, self.num_layers = int(config.hidden_size), int(config.num_hidden_layers)
         self._do_normalize, self._grid = do_normalize, _grid_of(config)
         self._family = str(config.model_type)
         self._sha256 = hash_state(_used_state(model))

@@ -68,7 +68,8 @@ class WhisperEncoder(SpeechEncoder):
             layer = max(1, weights.num_layers - 1)
         if layer is not None and not 1 <= layer <= weights.num_layers:
             raise ConfigError(f"layer {layer}: this Whisper has layers 1 to {weights.num_layers}, or `last`")
-        self.width, self.layer, self.window = weights.width, layer, window
+        self.width, self.num_layers = weights.width, weights.num_layers
+        self.layer, self.window = layer, window
         self.precision, self.batch_seconds = precision, batch_seconds
         self.device = open_device(device)
         self._num_mels, self._sha256 = weights.num_mels, weights.sha256

@@ -38,7 +38,8 @@ class XlsrFairseq2Encoder(SpeechEncoder):
 
         config = Wav2Vec2Config.from_pretrained(directory, local_files_only=True)
         state = load_file(directory / "model.safetensors")
-        self.layer, self.width, self.device = layer, int(config.hidden_size), open_device(device)
+        self.layer, self.device = layer, open_device(device)
+        self.width, self.num_layers = int(config.hidden_size), int(config.num_hidden_layers)
         self._sha256 = hash_state({name: tensor.float() for name, tensor in state.items()})
         self._model = _build(config, layer, state).to(self.device)
         self._grid = FrameGrid()
