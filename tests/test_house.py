@@ -59,6 +59,12 @@ def test_pipeline_never_imports_trainer() -> None:
         assert not [module for module in imported_modules(path) if module.startswith("dmlm.trainer")]
 
 
+def test_readers_of_foreign_checkpoints_import_nothing_that_uses_them() -> None:
+    users = ("dmlm.pipeline.codebooks", "dmlm.pipeline.tokenizers")
+    for path in (REPOSITORY / "pipeline" / "converters").glob("*.py"):
+        assert not [module for module in imported_modules(path) if module.startswith(users)]
+
+
 @pytest.mark.parametrize("path", TRAINING_HALF, ids=lambda p: str(p.relative_to(REPOSITORY)))
 def test_training_half_imports_only_the_data_types_and_shards(path: Path) -> None:
     for module in imported_modules(path):
