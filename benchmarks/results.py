@@ -26,10 +26,10 @@ on the same data. The ratio says how many times better dmlm is than the best of 
 
 
 def describe_machine() -> str:
-    """Processor, cores, memory and system."""
+    """Processor, cores, memory and system, without what a provider added to the kernel's number."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIBIBYTE
-    system = f"{platform.system()} {platform.release()}"
-    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {system}"
+    release = platform.release().partition("-")[0]
+    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {release}"
 
 
 def describe_versions() -> dict[str, str]:
@@ -81,7 +81,9 @@ def _places(rows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _processor() -> str:
+    """Name, and on x86 family and model: a virtual machine's name may be cut to that of the maker."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    facts = {name.strip(): fact.strip() for name, _, fact in (line.partition(":") for line in lines)}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else name

@@ -5,9 +5,10 @@ between their activations, transformers running the recordings one by one and in
 share of units that differ in the batch, with 10,000 centroids scattered around the activations. Needs the
 environment of docs/seamless.md and 12 GB of memory, but no pretrained weights.
 
-    python benchmarks/seamless_parity.py
+    python benchmarks/seamless_parity.py [--small]
 """
 
+import argparse
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -37,11 +38,14 @@ SCATTER = 0.5
 """Of the centroids around frames, in standard deviations of the frames."""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    options = _parse(arguments)
     torch.manual_seed(0)
     packages = ("torch", "transformers", "fairseq2", "numpy")
     print(f"Python {platform.python_version()},", ", ".join(f"{name} {version(name)}" for name in packages))
     for title, (config, layers) in SHAPES.items():
+        if options.small and title != "small":
+            continue
         print(f"\n{title}\nblock  one by one  in a batch  mean |activation|  units that differ")
         with TemporaryDirectory() as scratch:
             save_random_model(config, Path(scratch))
@@ -53,6 +57,12 @@ def main() -> None:
                     f"  {share_of_flips(batched, theirs):17.2%}",
                     flush=True,
                 )
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The Seamless codec of transformers beside fairseq2's.")
+    parser.add_argument("--small", action="store_true", help="without the true shape, which takes 12 GB")
+    return parser.parse_args(arguments)
 
 
 def save_random_model(config: Wav2Vec2Config, directory: Path) -> None:

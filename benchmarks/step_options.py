@@ -5,7 +5,7 @@ round, in turn. Seconds are processor time of a step on a CPU, time of the clock
 two steps, in which graphs are compiled. Peak memory is what training adds to a process with the model built.
 
     python benchmarks/step_options.py [--only gradient_checkpointing] [--device cuda]
-                                      [and every option of training_step.py but --side; three rounds]
+                                      [--steps, --sequences, --width … as of training_step.py]
 """
 
 import argparse
@@ -36,20 +36,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 CUDA_ONLY = ("flex", "varlen")
 NUM_ROUNDS = 3
-"""Fewer than of row D, unless given: there are many options, and bfloat16 is slow on a CPU."""
+"""Fewer than of row D: there are many options, and bfloat16 is slow on a CPU."""
 NUM_WARM_UP = 2
 
 
 def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
-    own, rest = _parse(given)
-    options = training_step.parse(["--rounds", str(NUM_ROUNDS), *rest])  # the last one given holds
-    if own.side is not None:
+    options = _parse(given)
+    if options.side is not None:
         torch.set_num_threads(options.threads)
-        print(json.dumps(_measure(own, options)))
+        print(json.dumps(_measure(options)))
         return
-    names = ["plain", *own.only] if own.only else list(OPTIONS)
-    names = [name for name in names if own.device == "cuda" or name not in CUDA_ONLY]
+    names = ["plain", *options.only] if options.only else list(OPTIONS)
+    names = [name for name in names if options.device == "cuda" or name not in CUDA_ONLY]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
@@ -60,17 +59,19 @@ def main(arguments: list[str] | None = None) -> None:
         _report(name, runs[name], runs["plain"], options)
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description="Options of a training step.", add_help=False)
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    sizes = training_step.size_options()
+    parser = argparse.ArgumentParser(description="Options of a training step.", parents=[sizes])
+    parser.set_defaults(rounds=NUM_ROUNDS)
     parser.add_argument("--only", choices=[*OPTIONS][1:], nargs="+")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--side", choices=OPTIONS, help="measure one in this process")
-    return parser.parse_known_args(arguments)
+    return parser.parse_args(arguments)
 
 
-def _measure(own: argparse.Namespace, options: argparse.Namespace) -> dict[str, float]:
+def _measure(options: argparse.Namespace) -> dict[str, float]:
     steps = training_step.draw_steps(options)
-    model = training_step.build_model(options).to(own.device)
+    model = training_step.build_model(options).to(options.device)
     recipe = recipe_from_json(
         {
             "name": "options",
@@ -80,11 +81,11 @@ def _measure(own: argparse.Namespace, options: argparse.Namespace) -> dict[str, 
             "batch": {"max_tokens": options.sequences * options.max_length},
             "optimizer": {"schedule": "constant"},
             **OPTIONS["plain"],
-            **OPTIONS[own.side],
+            **OPTIONS[options.side],
         }
     )
     take_step = TrainStep(model, recipe, 0, ALONE)
-    on_gpu = own.device == "cuda"
+    on_gpu = options.device == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     before, seconds, loss = _peak_bytes(on_gpu), [], 0.0
     for number, step in enumerate(steps):

@@ -87,18 +87,24 @@ def _run_process(arguments: list[str]) -> Side:
     return Side(**json.loads(output.splitlines()[-1]))
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Row D: training steps.")
+def size_options() -> argparse.ArgumentParser:
+    """Model, steps and rounds: a parent of the parsers of row D."""
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--sequences", type=int, default=16, help="of a step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--wide-width", type=int, default=768, help="of the model of D-sgemm-wide")
-    parser.add_argument("--wide-layers", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=2048)
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Row D: training steps.", parents=[size_options()])
+    parser.add_argument("--wide-width", type=int, default=768, help="of the model of D-sgemm-wide")
+    parser.add_argument("--wide-layers", type=int, default=2)
     parser.add_argument("--side", choices=SIDES, help="measure one side in this process")
     return parser.parse_args(arguments)
 

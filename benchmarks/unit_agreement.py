@@ -4,9 +4,10 @@ The same texts are spoken by two sample speakers each. For every layer × K: edi
 unit sequences (runs collapsed), and over that between different texts: 0 is speaker-independent, near 1 the
 units tell nothing about the text.
 
-    python benchmarks/unit_agreement.py
+    python benchmarks/unit_agreement.py [--fit 150] [--pairs 40] [--clusters 100 200 500]
 """
 
+import argparse
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,29 +22,29 @@ from dmlm.pipeline.synthesis.texts import draw_texts
 from dmlm.trainer.data.tasks import collapse_runs
 from dmlm.trainer.scoring import count_edits
 
-NUM_FIT, NUM_PAIRS = 150, 40
 LAYERS = (2, 3, 4, None)
-NUM_CLUSTERS = (100, 200, 500)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    options = _parse(arguments)
     voice, speakers = EnglishVoice(), make_speakers(seed=0)
     texts = [reading.text for reading in draw_texts(seed=0).train.readings if len(reading.text.split()) > 3]
-    texts = texts[: NUM_FIT + NUM_PAIRS]
+    texts = texts[: options.fit + options.pairs]
 
     def speak(first_speaker: int, some: Sequence[str]) -> list[Waveform]:
         return [
             voice.speak(text, speakers[(first_speaker + i) % len(speakers)], i) for i, text in enumerate(some)
         ]
 
-    fit, one, other = speak(0, texts[:NUM_FIT]), speak(0, texts[NUM_FIT:]), speak(5, texts[NUM_FIT:])
+    paired = texts[options.fit :]
+    fit, one, other = speak(0, texts[: options.fit]), speak(0, paired), speak(5, paired)
     print("layer    K  same text  other text  ratio  units")
     for layer in LAYERS:
         encoder = open_whisper_encoder("whisper:tiny.en", layer=layer, window=WindowMode.EXACT, device="cpu")
         sets = [
             [item.activations_FD for item in encoder.encode(waveforms)] for waveforms in (fit, one, other)
         ]
-        for num_clusters in NUM_CLUSTERS:
+        for num_clusters in options.clusters:
             codebook = fit_codebook(
                 (frames_FD.numpy() for frames_FD in sets[0]),
                 num_clusters=num_clusters,
@@ -60,6 +61,14 @@ def main() -> None:
             name = layer or "last"
             distances = f"{same:10.3f} {different:11.3f} {same / different:6.3f}"
             print(f"{name:>5} {num_clusters:4} {distances} {length:6.0f}")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Do units depend on the speaker?")
+    parser.add_argument("--fit", type=int, default=150, help="texts that the codebooks are fitted on")
+    parser.add_argument("--pairs", type=int, default=40, help="texts that two speakers speak")
+    parser.add_argument("--clusters", type=int, nargs="+", default=[100, 200, 500])
+    return parser.parse_args(arguments)
 
 
 def _distance(references: Sequence[TokenArray], hypotheses: Sequence[TokenArray]) -> float:

@@ -42,7 +42,7 @@ def experiment() -> None:
 @split_option()
 @recording_options
 @click.option("--encoder", default="whisper:tiny.en", show_default=True, help="As in build-codebook.")
-@click.option("--layers", default="1,2,3,4,last", show_default=True, help="Encoder blocks from 1, or last.")
+@click.option("--layers", help="Encoder blocks from 1, and last, such as 3,6,last.  [default: all of them]")
 @click.option("--clusters", default="50,100,200,500", show_default=True, help="Numbers of clusters.")
 @click.option(
     "--window", type=click.Choice(["exact", "padded"]), default="exact", show_default=True, help="Of Whisper."
@@ -63,7 +63,7 @@ def codebook_sweep(
     splits: tuple[str, ...],
     options: "SourceOptions",
     encoder: str,
-    layers: str,
+    layers: str | None,
     clusters: str,
     window: str,
     limit: int,
@@ -94,7 +94,7 @@ def codebook_sweep(
             splits=splits or None,
             options=options,
             encoder=encoder,
-            layers=tuple(dict.fromkeys(map(parse_layer, layers.split(",")))),
+            layers=parse_layers(layers),
             clusters=parse_clusters(clusters),
             window=window,
             limit=limit,
@@ -105,6 +105,11 @@ def codebook_sweep(
     click.echo(report.table())
     write_json(out_dir / "sweep.json", report.to_json())
     write_bytes(out_dir / "sweep.html", render_sweep(report).encode())
+
+
+def parse_layers(text: str | None) -> tuple[int | None, ...] | None:
+    """Layers with commas between them, each once; None: not given."""
+    return None if text is None else tuple(dict.fromkeys(map(parse_layer, text.split(","))))
 
 
 def parse_clusters(text: str) -> tuple[int, ...]:

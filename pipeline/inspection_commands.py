@@ -186,9 +186,7 @@ def read_again(remote: RemoteFolder) -> Path:
 
 
 @click.command(short_help="Write the indexes of a data set again, from its tars.")
-@click.option(
-    "--shards", "shard_dirs", type=click.Path(path_type=Path), multiple=True, required=True, help="Data set."
-)
+@click.option("--shards", "shard_dirs", type=local_path, multiple=True, required=True, help="Data set.")
 def index(shard_dirs: tuple[Path, ...]) -> None:
     """Write every index that is missing or damaged again; a tar that is not what it was is refused.
 

@@ -26,7 +26,6 @@ class SplitManifest:
     """Of the whole split, in what `CorpusManifest.counted` names; None: not known, or in its `pairs`."""
     expected_hours: float | None = None
     url: str | None = None
-    sha256: str | None = None
     md5: str | None = None
     """Checksum of the archive at `url`, as its publisher gives it."""
     recordings: tuple[str, ...] = ()
@@ -51,7 +50,6 @@ class CorpusManifest:
     """A corpus: its licence, its place on disk, its text rule and its official splits."""
 
     name: str
-    title: str
     licence: str
     default_root: str
     """Folder that holds `corpus_dir`, relative to the working directory."""

@@ -31,6 +31,20 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def content() -> Callable[[Path], dict[str, bytes]]:
+    """Function that reads the checksummed files of a data set, by relative path."""
+
+    def read(directory: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(directory)): path.read_bytes()
+            for path in sorted(directory.rglob("*"))
+            if path.is_file() and path.name not in ("run.json", "report.json")
+        }
+
+    return read
+
+
 LONG = [pytest.mark.soak, pytest.mark.timeout(6 * 3600)]
 
 

@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, and what must never be called."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,22 +27,16 @@ TRAINING_HALF = sorted(
     for path in (REPOSITORY / "trainer").glob(pattern)
     if path.stem not in OUTER_HALF
 )
-OPEN_TO_TRAINING = (
-    *(
-        "samples",
-        "source_names",
-        "errors",
-        "vocabulary",
-        "shards",
-        "storage",
-        "randomness",
-        "progress",
-        "suggestions",
-        "strict_config",
-        "devices",
-    ),
-    "tokenizers",  # the type Fingerprint only
-)
+OPEN_TO_TRAINING = {
+    f"dmlm.pipeline.{module}"
+    for module in (
+        *("samples", "source_names", "errors", "vocabulary"),
+        *("storage", "randomness", "progress", "strict_config", "devices"),
+        *("shards", "shards.card", "shards.format", "shards.token_table"),
+        *("tokenizers", "tokenizers.text"),  # fingerprints, and the text tokenizer of validation
+    )
+}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60
 
 
 def imported_modules(path: Path) -> Iterator[str]:
@@ -64,11 +59,33 @@ def test_pipeline_never_imports_trainer() -> None:
         assert not [module for module in imported_modules(path) if module.startswith("dmlm.trainer")]
 
 
+def test_readers_of_foreign_checkpoints_import_nothing_that_uses_them() -> None:
+    users = ("dmlm.pipeline.codebooks", "dmlm.pipeline.tokenizers")
+    for path in (REPOSITORY / "pipeline" / "converters").glob("*.py"):
+        assert not [module for module in imported_modules(path) if module.startswith(users)]
+
+
 @pytest.mark.parametrize("path", TRAINING_HALF, ids=lambda p: str(p.relative_to(REPOSITORY)))
 def test_training_half_imports_only_the_data_types_and_shards(path: Path) -> None:
-    allowed = tuple(f"dmlm.pipeline.{module}" for module in OPEN_TO_TRAINING)
     for module in imported_modules(path):
-        assert not module.startswith("dmlm.pipeline") or module.startswith(allowed), module
+        assert not module.startswith("dmlm.pipeline") or module in OPEN_TO_TRAINING, module
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_files_and_functions_are_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+def test_the_map_in_the_readme_names_every_package() -> None:
+    house = (REPOSITORY / "README.md").read_text().partition("## The house")[2]
+    named = set(re.findall(r" (\w+)/", house.partition("`make test`")[0]))
+    assert named >= {
+        path.parent.name for name in FOLDERS for path in (REPOSITORY / name).glob("*/__init__.py")
+    }
 
 
 def test_no_module_is_loaded_twice_from_the_root() -> None:

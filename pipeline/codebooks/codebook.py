@@ -17,7 +17,7 @@ import numpy.typing as npt
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.pipeline.tokenizers import Fingerprint
-from dmlm.pipeline.tokenizers.pretrained import copy_terms
+from dmlm.pipeline.weights_terms import copy_terms
 
 if TYPE_CHECKING:
     import torch

@@ -108,16 +108,12 @@ def num_rows_at_once(num_clusters: int) -> int:
 def search_with_faiss(
     vectors_FD: torch.Tensor, centroids_KD: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by FAISS, on the GPU where the vectors are there; ties as FAISS breaks them."""
+    """The same by FAISS, on the GPU where the vectors are; ties as FAISS breaks them."""
     import faiss
+    import faiss.contrib.torch_utils  # lets knn_gpu take tensors
 
-    if vectors_FD.is_cuda:
-        import faiss.contrib.torch_utils  # lets knn_gpu take tensors
-
-        gpu = vectors_FD.device.index or 0
-        distances, ids = faiss.knn_gpu(_open_gpu(), vectors_FD, centroids_KD, 1, device=gpu)
-    else:
-        distances, ids = map(torch.from_numpy, faiss.knn(vectors_FD.numpy(), centroids_KD.numpy(), 1))
+    gpu = vectors_FD.device.index or 0
+    distances, ids = faiss.knn_gpu(_open_gpu(), vectors_FD, centroids_KD, 1, device=gpu)
     return ids[:, 0], distances[:, 0]
 
 

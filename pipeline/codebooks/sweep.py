@@ -26,9 +26,9 @@ class SweepConfig:
 
     source: str
     root: Path
-    layers: tuple[int | None, ...]
-    """Encoder blocks from 1; None: after the final norm."""
     clusters: tuple[int, ...]
+    layers: tuple[int | None, ...] | None = None
+    """Encoder blocks from 1, and None: after the final norm; in the place of all: every block, and None."""
     splits: tuple[str, ...] | None = None
     """To measure on; None: the development splits, else the test splits."""
     options: SourceOptions = DEFAULT_OPTIONS
@@ -91,8 +91,7 @@ def sweep_codebooks(config: SweepConfig) -> SweepReport:
         ConfigError: No such layer, no training split, one that is measured on too, no speech, or too
             little of it.
     """
-    # A layer that is not there would else be found when others have been measured, and lose them.
-    _open_encoder(config, max((layer for layer in config.layers if layer is not None), default=None))
+    layers = _choose_layers(config)
     splits = held_out_splits(config.source, config.root, config.splits, config.options)
     fit_splits = _fit_splits(config, splits)
     training, held_out = (
@@ -101,7 +100,7 @@ def sweep_codebooks(config: SweepConfig) -> SweepReport:
         )
         for some in (fit_splits, splits)
     )
-    points = [point for layer in config.layers for point in _sweep_layer(config, layer, training, held_out)]
+    points = [point for layer in layers for point in _sweep_layer(config, layer, training, held_out)]
     return SweepReport(
         encoder=absolute_encoder(config.encoder),
         window=config.window,
@@ -112,6 +111,14 @@ def sweep_codebooks(config: SweepConfig) -> SweepReport:
         seed=config.seed,
         points=tuple(points),
     )
+
+
+def _choose_layers(config: SweepConfig) -> tuple[int | None, ...]:
+    """Those asked for, by default all."""
+    # A layer that is not there would else be found when others have been measured, and lose them.
+    deepest = max((layer for layer in config.layers or () if layer is not None), default=None)
+    encoder = _open_encoder(config, deepest)
+    return config.layers or (*range(1, encoder.num_layers + 1), None)
 
 
 def _fit_splits(config: SweepConfig, held_out: Sequence[str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import torch
 from dmlm.pipeline.converters.checkpoints import State, check_state, load_torch_checkpoint
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.storage import as_os_errors, atomic_writer, write_bytes, write_json
-from dmlm.pipeline.tokenizers.pretrained import SEAMLESS, TERMS, TERMS_NAME, write_terms
+from dmlm.pipeline.weights_terms import SEAMLESS, TERMS, TERMS_NAME, write_terms
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Config

@@ -39,17 +39,14 @@ class Precision(StrEnum):
 class SpeechEncoder(Protocol):
     """Waveforms to activations of one layer, whose frames k-means turns into units."""
 
-    @property
-    def sampling_rate_hz(self) -> int:
-        """Rate that the waveforms must have."""
-
-    @property
-    def batch_seconds(self) -> float:
-        """Most audio that goes through at once; results depend on it by rounding only. 0: no batches."""
-
-    @property
-    def device(self) -> "torch.device":
-        """Where the frames are."""
+    sampling_rate_hz: int
+    """Rate that the waveforms must have."""
+    batch_seconds: float
+    """Most audio that goes through at once; results depend on it by rounding only. 0: no batches."""
+    device: "torch.device"
+    """Where the frames are."""
+    num_layers: int
+    """Blocks of the whole model, which `layer` may name; 0: it has none."""
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -57,6 +54,8 @@ class SpeechEncoder(Protocol):
 
     def encode(self, waveforms: Iterable[Waveform]) -> Iterator[Activations]:
         """Yields the activations of each recording, in the order given; batches are formed inside."""
+        for activations_FD in self.map_frames(waveforms, lambda activations_FD: activations_FD):
+            yield Activations(activations_FD)
 
     def map_frames(
         self, waveforms: Iterable[Waveform], function: "Callable[[torch.Tensor], torch.Tensor]"

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmlm.pipeline.devices import open_device
+from dmlm.pipeline.encoders import SpeechEncoder
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.samples import Activations, Waveform
+from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.tokenizers import Fingerprint
 
 SAMPLING_RATE_HZ = 16_000
@@ -32,11 +33,12 @@ PART_FRAMES = 3_000
 MIN_ENERGY = torch.finfo(torch.float32).eps
 
 
-class MfccEncoder:
-    """16 kHz waveforms to 39 values per frame; a SpeechEncoder."""
+class MfccEncoder(SpeechEncoder):
+    """16 kHz waveforms to 39 values per frame."""
 
     sampling_rate_hz = SAMPLING_RATE_HZ
     batch_seconds = 0.0
+    num_layers = 0
     width = 3 * NUM_COEFFICIENTS
 
     def __init__(self, device: str = "auto") -> None:
@@ -47,11 +49,6 @@ class MfccEncoder:
     def fingerprint(self) -> Fingerprint:
         """Name and width: there are no weights and no settings."""
         return {"encoder": "mfcc", "width": self.width, "frames_per_second": 50}
-
-    def encode(self, waveforms: Iterable[Waveform]) -> Iterator[Activations]:
-        """Yields the features of each recording, [F, 39] in float32."""
-        for features_FD in self.map_frames(waveforms, lambda features_FD: features_FD):
-            yield Activations(features_FD)
 
     def map_frames(
         self, waveforms: Iterable[Waveform], function: Callable[[Tensor], Tensor]

@@ -20,9 +20,10 @@ from torch.nn.utils.rnn import pad_sequence
 from dmlm.pipeline.audio import SAMPLING_RATE_HZ
 from dmlm.pipeline.converters.checkpoints import hash_state
 from dmlm.pipeline.devices import open_device
+from dmlm.pipeline.encoders import SpeechEncoder
 from dmlm.pipeline.encoders.batching import map_windows
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
-from dmlm.pipeline.samples import Activations, Waveform
+from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.tokenizers import Fingerprint
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class FrameGrid:
         return [np.pad(window, (0, max(0, self.span - len(window)))) for window in windows]
 
 
-class Wav2Vec2Encoder:
-    """A model of the wav2vec 2.0 kind, up to and including one layer; a SpeechEncoder."""
+class Wav2Vec2Encoder(SpeechEncoder):
+    """A model of the wav2vec 2.0 kind, up to and including one layer."""
 
     sampling_rate_hz: int = SAMPLING_RATE_HZ
 
@@ -98,7 +99,7 @@ class Wav2Vec2Encoder:
                 f", or `last`"
             )
         self.layer, self.batch_seconds, self.device = layer, batch_seconds, open_device(device)
-        self.width = int(config.hidden_size)
+        self.width, self.num_layers = int(config.hidden_size), int(config.num_hidden_layers)
         self._do_normalize, self._grid = do_normalize, _grid_of(config)
         self._family = str(config.model_type)
         self._sha256 = hash_state(_used_state(model))
@@ -114,11 +115,6 @@ class Wav2Vec2Encoder:
             "normalised": self._do_normalize,
             "max_window_frames": MAX_WINDOW_FRAMES,
         }
-
-    def encode(self, waveforms: Iterable[Waveform]) -> Iterator[Activations]:
-        """Yields the activations of each recording, in the order given."""
-        for activations_FD in self.map_frames(waveforms, lambda activations_FD: activations_FD):
-            yield Activations(activations_FD)
 
     def map_frames(
         self, waveforms: Iterable[Waveform], function: Callable[[Tensor], Tensor]

@@ -18,11 +18,11 @@ from whisper.model import AudioEncoder
 
 from dmlm.pipeline.converters.whisper import WhisperEncoderWeights, load_whisper_weights
 from dmlm.pipeline.devices import open_device
-from dmlm.pipeline.encoders import AUTO, Layer, Precision, WindowMode
+from dmlm.pipeline.encoders import AUTO, Layer, Precision, SpeechEncoder, WindowMode
 from dmlm.pipeline.encoders.batching import map_windows, overlapping_windows, seams
 from dmlm.pipeline.encoders.weights import find_whisper_weights
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.samples import Activations, Waveform
+from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.tokenizers import Fingerprint
 
 READ_AHEAD_SECONDS = 120
@@ -37,7 +37,7 @@ def count_frames(num_samples: int) -> int:
     return (num_samples // int(HOP_LENGTH) + 1) // 2
 
 
-class WhisperEncoder:
+class WhisperEncoder(SpeechEncoder):
     """The audio encoder of a Whisper model, up to and including one layer."""
 
     sampling_rate_hz: int = SAMPLE_RATE
@@ -68,7 +68,8 @@ class WhisperEncoder:
             layer = max(1, weights.num_layers - 1)
         if layer is not None and not 1 <= layer <= weights.num_layers:
             raise ConfigError(f"layer {layer}: this Whisper has layers 1 to {weights.num_layers}, or `last`")
-        self.width, self.layer, self.window = weights.width, layer, window
+        self.width, self.num_layers = weights.width, weights.num_layers
+        self.layer, self.window = layer, window
         self.precision, self.batch_seconds = precision, batch_seconds
         self.device = open_device(device)
         self._num_mels, self._sha256 = weights.num_mels, weights.sha256
@@ -85,11 +86,6 @@ class WhisperEncoder:
             "shared_frames": NUM_SHARED_FRAMES,
             "precision": str(self.precision),
         }
-
-    def encode(self, waveforms: Iterable[Waveform]) -> Iterator[Activations]:
-        """Yields the activations of each recording, `count_frames` of them, in the order given."""
-        for activations_FD in self.map_frames(waveforms, lambda activations_FD: activations_FD):
-            yield Activations(activations_FD)
 
     def map_frames(
         self, waveforms: Iterable[Waveform], function: Callable[[Tensor], Tensor]

@@ -14,14 +14,15 @@ from dmlm.pipeline.audio import SAMPLING_RATE_HZ
 from dmlm.pipeline.converters.checkpoints import State, hash_state
 from dmlm.pipeline.converters.xlsr import to_huggingface_names
 from dmlm.pipeline.devices import open_device
+from dmlm.pipeline.encoders import SpeechEncoder
 from dmlm.pipeline.encoders.wav2vec2 import MAX_WINDOW_FRAMES, FrameGrid
 from dmlm.pipeline.errors import MissingDependencyError
-from dmlm.pipeline.samples import Activations, Waveform
+from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.tokenizers import Fingerprint
 
 
-class XlsrFairseq2Encoder:
-    """The first blocks of an XLS-R; a SpeechEncoder."""
+class XlsrFairseq2Encoder(SpeechEncoder):
+    """The first blocks of an XLS-R."""
 
     sampling_rate_hz: int = SAMPLING_RATE_HZ
     batch_seconds: float = 0.0
@@ -37,7 +38,8 @@ class XlsrFairseq2Encoder:
 
         config = Wav2Vec2Config.from_pretrained(directory, local_files_only=True)
         state = load_file(directory / "model.safetensors")
-        self.layer, self.width, self.device = layer, int(config.hidden_size), open_device(device)
+        self.layer, self.device = layer, open_device(device)
+        self.width, self.num_layers = int(config.hidden_size), int(config.num_hidden_layers)
         self._sha256 = hash_state({name: tensor.float() for name, tensor in state.items()})
         self._model = _build(config, layer, state).to(self.device)
         self._grid = FrameGrid()
@@ -53,11 +55,6 @@ class XlsrFairseq2Encoder:
             "max_window_frames": MAX_WINDOW_FRAMES,
             "backend": "fairseq2",
         }
-
-    def encode(self, waveforms: Iterable[Waveform]) -> Iterator[Activations]:
-        """Yields the activations of each recording, in the order given."""
-        for activations_FD in self.map_frames(waveforms, lambda activations_FD: activations_FD):
-            yield Activations(activations_FD)
 
     def map_frames(
         self, waveforms: Iterable[Waveform], function: Callable[[Tensor], Tensor]

@@ -21,8 +21,8 @@ def local_path(text: str) -> Path:
     """A path of this machine; raises ConfigError for an address, which would become a folder of that name."""
     if _LIKE_AN_ADDRESS.match(text):
         raise ConfigError(
-            f"{text}: must be a path of this machine; only data sets (--shards, --train-shards, --reuse), "
-            "--root, and --out of tokenize may be addresses"
+            f"{text}: must be a path of this machine; only data sets (--shards except of index, "
+            "--train-shards, --reuse), --root, and --out of tokenize may be addresses"
         )
     return Path(text)
 

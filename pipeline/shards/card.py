@@ -221,5 +221,5 @@ def check_dataset_folder(directory: Path) -> None:
     if not directory.is_dir():
         raise ConfigError(
             f"{str(directory)!r}: no such folder; a data set is a local folder that holds {CARD_NAME} "
-            "(addresses, pipes and brace patterns are not read)"
+            "(pipes and brace patterns are not read)"
         )

@@ -7,48 +7,26 @@ settings and the fingerprint that it must have; the weights stay where they are.
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.storage import write_bytes, write_json
+from dmlm.pipeline.storage import write_json
 from dmlm.pipeline.tokenizers import Fingerprint, ImageTokenizer, SpeechTokenizer
+from dmlm.pipeline.weights_terms import TERMS, WeightsTerms, load_terms
 
-SEAMLESS, DALLE = "seamless", "dalle"
 TRANSFORMERS, FAIRSEQ2 = "transformers", "fairseq2"
 DEFAULT_RESOLUTION = 128
 
 PART = "pretrained.json"
-TERMS_NAME = "terms.json"
-"""Licence of weights that dmlm converted, beside them and in every codebook fitted on them."""
 
 _logger = logging.getLogger(__name__)
 
 _ROUNDING_ONLY = {"backend", "batch_seconds", "batch_size"}
 """Parts of a fingerprint that a run may choose anew: they tell data sets apart, not tokenizers."""
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsTerms:
-    """What may be done with a set of weights, and with what is made with it."""
-
-    title: str
-    modality: Modality
-    licence: str
-    is_commercial: bool
-
-    def __str__(self) -> str:
-        use = "" if self.is_commercial else ", not for commercial use"
-        return f"{self.modality} tokens made with {self.title} weights ({self.licence}{use})"
-
-
-TERMS: Mapping[str, WeightsTerms] = {
-    SEAMLESS: WeightsTerms("Seamless", Modality.SPEECH, "CC BY-NC 4.0", is_commercial=False),
-    DALLE: WeightsTerms("DALL-E", Modality.IMAGE, "modified MIT", is_commercial=True),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,34 +117,14 @@ def read_part(directory: Path) -> PretrainedPart | None:
     return part
 
 
-def write_terms(directory: Path, terms: WeightsTerms) -> None:
-    """Puts the licence of weights beside them."""
-    write_json(directory / TERMS_NAME, asdict(terms), is_shared=True)
-
-
-def copy_terms(encoder: str, directory: Path) -> None:
-    """Takes over into a codebook what lies beside the weights of an encoder such as `wav2vec2:DIR`."""
-    place = Path(encoder.partition(":")[2])
-    if place.is_absolute() and (place / TERMS_NAME).is_file():
-        write_bytes(directory / TERMS_NAME, (place / TERMS_NAME).read_bytes())
-
-
 def read_terms(directory: Path) -> WeightsTerms | None:
     """Licence of the weights behind a part of a codebook folder; None: none that dmlm knows of.
 
     Raises:
         CorruptInputError: The part is damaged.
     """
-    if part := read_part(directory):
-        return part.terms
-    path = directory / TERMS_NAME
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes())
-        return WeightsTerms(**{**content, "modality": Modality(content["modality"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise CorruptInputError(f"{path}: damaged ({error}); build the codebook again") from error
+    part = read_part(directory)
+    return load_terms(directory) if part is None else part.terms
 
 
 def check_name(name: str, modality: Modality) -> None:

@@ -19,12 +19,12 @@ from dmlm.pipeline.storage import sha256_file, write_json
 from dmlm.pipeline.tokenizers import ImageTokenizer, SpeechTokenizer, TextTokenizer
 from dmlm.pipeline.tokenizers.pretrained import (
     TRANSFORMERS,
-    WeightsTerms,
     open_image_part,
     open_speech_part,
     read_part,
     read_terms,
 )
+from dmlm.pipeline.weights_terms import WeightsTerms
 
 CARD = "codebook.json"
 UNITS = "units.json"

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import platform
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -68,6 +70,11 @@ def test_rows_that_are_not_run_again_stay_as_they_were(run_all, tmp_path: Path, 
     assert after["A"] == before["A"]
     assert (after["B"]["dmlm"], after["B"]["target"]) == (80.0, None)
     assert "| 20.00 | – | – | not run |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_a_machine_is_told_without_what_its_provider_calls_the_kernel(run_all) -> None:
+    machine = run_all.describe_machine()
+    assert re.fullmatch(rf".+, \d+ cores, \d+ GiB, {platform.system()} [\d.]+", machine)
 
 
 def test_an_unknown_row_is_refused_before_anything_runs(run_all, tmp_path: Path) -> None:

@@ -134,20 +134,6 @@ def undisturbed(settings: Callable[[Path], TokenizeConfig], tmp_path_factory: py
 
 
 @pytest.fixture(scope="session")
-def content() -> Callable[[Path], dict[str, bytes]]:
-    """Function that reads the checksummed files of a data set, by relative path."""
-
-    def read(directory: Path) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(directory)): path.read_bytes()
-            for path in sorted(directory.rglob("*"))
-            if path.is_file() and path.name not in ("run.json", "report.json")
-        }
-
-    return read
-
-
-@pytest.fixture(scope="session")
 def assert_no_data_set() -> Callable[[Path], None]:
     """Function that checks that a reader takes a folder for unfinished."""
 

@@ -13,7 +13,6 @@ from dmlm.pipeline.text_rules import TEXT_RULES
 
 MANIFEST = """\
 name: x
-title: X
 licence: CC0
 default_root: data
 corpus_dir: X
@@ -103,8 +102,8 @@ def test_weights_are_no_corpus():
             "expected_hour",
             r"splits\[0\]: unknown key 'expected_hour'; did you mean 'expected_hours'",
         ),
-        ("title: X\n", "", r"x\.yaml: title is missing"),
-        ("title: X", "title: 3", "title must be str, not 3"),
+        ("licence: CC0\n", "", r"x\.yaml: licence is missing"),
+        ("licence: CC0", "licence: 3", "licence must be str, not 3"),
         (
             "partition: train",
             "partition: eval",

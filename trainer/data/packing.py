@@ -216,20 +216,18 @@ def pack_sequences(
     *,
     keys: Sequence[str] = (),
     tasks: Sequence[str] = (),
-    inputs: Sequence[TokenArray] | None = None,
 ) -> PackedBatch:
-    """Puts sequences into one packed row.
+    """Puts sequences into one packed row, for tests and benchmarks; training packs by `pack_rows`.
 
     Args:
-        sequences: What is predicted.
+        sequences: What is predicted, and what the model sees.
         keys: Of their samples.
         tasks: Names of their tasks.
-        inputs: What the model sees in their place, of the same lengths; None: the sequences themselves.
     """
     tokens_T = np.concatenate([sequence.tokens_T for sequence in sequences])
     parts = Parts(
         tokens_T=tokens_T,
-        inputs_T=None if inputs is None else np.concatenate(inputs),
+        inputs_T=None,
         lengths_P=np.ones(len(tokens_T), np.int64),
         modality_P=np.concatenate([sequence.modality_T for sequence in sequences]),
         num_parts_S=np.array([len(sequence.tokens_T) for sequence in sequences]),

@@ -24,6 +24,7 @@ from dmlm.trainer.scoring import (
     warn_of_few_images,
 )
 from dmlm.trainer.scoring.evaluation_report import (
+    TITLES,
     package_versions,
     score_table,
     shareable_name,
@@ -54,7 +55,7 @@ class ScoreConfig:
 
 
 def score_files(config: ScoreConfig) -> str:
-    """Scores as a table; with `out_path`, also a json file and its `.samples.jsonl`.
+    """Scores as a table, and how they were made; with `out_path`, also a json file and its `.samples.jsonl`.
 
     Raises:
         ConfigError: A file is missing, has another number of lines or other keys, there is no such task or
@@ -68,7 +69,8 @@ def score_files(config: ScoreConfig) -> str:
         write_samples(config.out_path, [sample.to_json() for sample in samples])
         content = {"task": config.task, "metrics": scores.to_json(), "settings": _settings(config)}
         write_json(config.out_path, content | {"versions": package_versions()})
-    return score_table({str(config.hypothesis_path): scores})
+    signatures = [f"{TITLES[name]}: {text}" for name, text in scores.signatures.items()]
+    return "\n".join([score_table({str(config.hypothesis_path): scores}), *signatures])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +169,10 @@ def _present(texts: Sequence[str]) -> list[str]:
 def _read_lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first key
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error}); convert it") from error
     # Not splitlines(): it also breaks at characters that may stand within a sentence.
     return text.removesuffix("\n").split("\n") if text else []
 

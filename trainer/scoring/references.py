@@ -189,7 +189,7 @@ def read_training_texts(shards: Sequence[ScoredShard], checkpoint: Checkpoint) -
     for row in _find_trained(shards, recipe, checkpoint.settings.limit):
         for member in _TEXT_MEMBERS:
             if row[member]:
-                hashes.add(row[_hash_column(member)])
+                hashes.add(row[f"{member}_hash"])
                 words.update(words_of(row[member]))
     return TrainingTexts(hashes=hashes, words=words, is_complete=not missing)
 
@@ -203,7 +203,7 @@ def _find_trained(
     shards: Sequence[ScoredShard], recipe: Recipe, limit: int | None
 ) -> Iterator[Mapping[str, Any]]:
     """Yields texts of the samples that a run trained on, with their hashes; `limit` is that of the run."""
-    columns = [name for member in _TEXT_MEMBERS for name in (member, _hash_column(member))]
+    columns = [name for member in _TEXT_MEMBERS for name in (member, f"{member}_hash")]
     trains_on = cache(recipe.trains_on)
     num_seen: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for shard in shards:
@@ -269,7 +269,7 @@ def _read_reference(row: _Row, task: str) -> Reference:
     return Reference(
         sample=row.shard.reader.read_sample(row.number),
         texts=(row.fields[text],),
-        hashes=(row.fields[_hash_column(text)],),
+        hashes=(row.fields[f"{text}_hash"],),
         language=row.fields["translation_language" if task == "s2tt" else "language"],
         text_rule=row.shard.text_rule,
     )
@@ -283,10 +283,6 @@ def _join(captions: Sequence[Reference]) -> Reference:
 
 def _text_member(task: str) -> str:
     return "translation" if task == "s2tt" else "text"
-
-
-def _hash_column(text: str) -> str:
-    return "translation_hash" if text == "translation" else "text_hash"
 
 
 def _check_fingerprints(checkpoint: Checkpoint, directory: Path, card: DatasetCard, task: str) -> None:

@@ -18,7 +18,7 @@ from dmlm.pipeline.converters.checkpoints import State, check_state
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.samples import TokenArray, Waveform
 from dmlm.pipeline.tokenizers import Fingerprint
-from dmlm.pipeline.tokenizers.pretrained import SEAMLESS
+from dmlm.pipeline.weights_terms import SEAMLESS
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 PREFIX: Final = "vocoder."

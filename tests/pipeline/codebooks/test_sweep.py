@@ -36,6 +36,19 @@ def test_every_layer_and_number_of_clusters_is_measured_on_held_out_speech(noise
     assert report.points[0].quality.counts != report.points[2].quality.counts
 
 
+@pytest.mark.parametrize(
+    ("encoder", "layers"), [("whisper:tiny.en", [1, 2, 3, 4, "last"]), ("mfcc", ["last"])]
+)
+def test_layers_are_all_of_the_encoder_unless_some_are_named(
+    encoder: str, layers: list[int | str], noises: Path, tmp_path: Path
+) -> None:
+    arguments = ["--source", "jsonl", "--root", str(noises), "--encoder", encoder, "--limit", "1"]
+    out = ["--clusters", "2", "--out", str(tmp_path / "sweep")]
+    assert run(["experiment", "codebook-sweep", *arguments, *out]) == 0
+    content = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [point["layer"] for point in content["points"]] == layers
+
+
 def test_command_writes_json_and_page(
     noises: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from dmlm.pipeline.converters.xlsr import convert_xlsr, xlsr_1b_config
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
-from dmlm.pipeline.tokenizers.pretrained import SEAMLESS, TERMS, read_terms
+from dmlm.pipeline.weights_terms import SEAMLESS, TERMS, load_terms
 
 State = dict[str, torch.Tensor]
 
@@ -133,7 +133,7 @@ def test_second_conversion_reads_nothing(checkpoint: Path, config: Wav2Vec2Confi
 
 def test_converted_folder_says_its_licence(checkpoint: Path, config: Wav2Vec2Config, tmp_path: Path) -> None:
     convert_xlsr(checkpoint, tmp_path / "xlsr", config)
-    terms = read_terms(tmp_path / "xlsr")
+    terms = load_terms(tmp_path / "xlsr")
     assert terms == TERMS[SEAMLESS]
     assert "CC BY-NC 4.0, not for commercial use" in str(terms)
 
@@ -145,7 +145,7 @@ def test_folder_of_an_earlier_version_gets_its_licence(
     (tmp_path / "xlsr" / "terms.json").unlink()
     checkpoint.unlink()
     convert_xlsr(checkpoint, tmp_path / "xlsr", config)
-    assert read_terms(tmp_path / "xlsr") == TERMS[SEAMLESS]
+    assert load_terms(tmp_path / "xlsr") == TERMS[SEAMLESS]
 
 
 def test_conversion_that_was_interrupted_is_done_again(

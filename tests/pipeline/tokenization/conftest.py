@@ -100,17 +100,3 @@ def settings() -> Callable[..., TokenizeConfig]:
         return replace(config, **changes)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def content() -> Callable[[Path], dict[str, bytes]]:
-    """Function that reads the checksummed files of a data set, by relative path."""
-
-    def read(directory: Path) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(directory)): path.read_bytes()
-            for path in sorted(directory.rglob("*"))
-            if path.is_file() and path.name not in ("run.json", "report.json")
-        }
-
-    return read

@@ -28,6 +28,7 @@ from dmlm.pipeline.tokenizers import pretrained
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 from dmlm.pipeline.tokenizers.registry import load_tokenizers
 from dmlm.pipeline.tokenizers.seamless import SeamlessTokenizer
+from dmlm.pipeline.weights_terms import SEAMLESS, TERMS, copy_terms, write_terms
 
 NUM_UNITS = 30
 SMALL = Wav2Vec2Config(
@@ -115,7 +116,7 @@ def test_licence_beside_the_weights_goes_along_with_what_is_fitted_on_them(
     Wav2Vec2Model(SMALL).save_pretrained(tmp_path / "xlsr")
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "xlsr")
     if has_terms:
-        pretrained.write_terms(tmp_path / "xlsr", pretrained.TERMS[pretrained.SEAMLESS])
+        write_terms(tmp_path / "xlsr", TERMS[SEAMLESS])
     build = BuildCodebookConfig(
         root=root,
         out_dir=tmp_path / "codebook",
@@ -139,8 +140,8 @@ def test_licence_in_the_working_directory_is_not_that_of_an_encoder_without_weig
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mfcc").mkdir()
-    pretrained.write_terms(tmp_path / "mfcc", pretrained.TERMS[pretrained.SEAMLESS])
-    pretrained.copy_terms("mfcc", tmp_path / "codebook")
+    write_terms(tmp_path / "mfcc", TERMS[SEAMLESS])
+    copy_terms("mfcc", tmp_path / "codebook")
     assert pretrained.read_terms(tmp_path / "codebook") is None
 
 

@@ -137,13 +137,6 @@ def test_positions_restart_and_each_target_is_the_next_token_of_its_own_sequence
     assert batch.count_targets(3).tolist() == [1, 1, 1]
 
 
-def test_the_model_may_see_other_tokens_than_it_predicts() -> None:
-    noisy = [np.array([7, 0, 9], np.int32)]
-    batch = pack_sequences([sequence([7, 8, 9], [-1, 1, 0])], inputs=noisy)
-    assert batch.tokens_T.tolist() == [7, 0, 9]
-    assert batch.targets_N.tolist() == [8, 9]
-
-
 def test_a_row_without_targets_has_none() -> None:
     batch = pack_sequences([sequence([7, 8], [-1, -1])])
     assert batch.tokens_T.tolist() == [7, 8]

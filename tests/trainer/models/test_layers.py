@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from dmlm.pipeline.tokenizers.text import train_bpe
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import LossConfig, ModelConfig
 from dmlm.trainer.data.packing import PackedBatch, pack_sequences
@@ -24,13 +23,6 @@ VOCABULARY = Vocabulary(num_text=258, num_speech=20, num_image=16, bos_id=0, eos
 OPT = ModelConfig(num_layers=3, width=32, num_heads=2, dropout=0.2)
 LLAMA = replace(OPT, architecture="llama")
 CASES = pytest.mark.parametrize("config", [OPT, LLAMA], ids=["opt", "llama"])
-
-
-@pytest.fixture(scope="module")
-def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("text")
-    train_bpe([], 256).save(directory)
-    return directory
 
 
 @pytest.fixture

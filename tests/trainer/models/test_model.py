@@ -13,7 +13,6 @@ from transformers import (
 )
 
 from dmlm.pipeline.errors import FingerprintMismatchError
-from dmlm.pipeline.tokenizers.text import train_bpe
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import LossConfig, ModelConfig
 from dmlm.trainer.data.packing import PackedBatch, pack_sequences
@@ -25,13 +24,6 @@ from dmlm.trainer.models.packed_forward import PackedModel, packed_hidden
 
 VOCABULARY = Vocabulary(num_text=258, num_speech=20, num_image=16, bos_id=0, eos_id=0)
 TINY = ModelConfig(num_layers=2, width=32, num_heads=2, dropout=0.0)
-
-
-@pytest.fixture(scope="module")
-def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("text")
-    train_bpe([], 256).save(directory)
-    return directory
 
 
 @pytest.fixture

@@ -43,8 +43,11 @@ def test_further_reference_files_hold_further_references(tmp_path: Path) -> None
         language="de",
         out_path=tmp_path / "bleu.json",
     )
-    assert "100.0" in score_files(config)
-    assert "tok:13a" in json.loads((tmp_path / "bleu.json").read_text())["metrics"]["bleu_signature"]
+    table = score_files(config)
+    assert "100.0" in table
+    signature = json.loads((tmp_path / "bleu.json").read_text())["metrics"]["bleu_signature"]
+    assert "tok:13a" in signature
+    assert f"BLEU: {signature}" in table.splitlines()
 
 
 def test_captions_of_few_images_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,3 +158,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     config = keyed(tmp_path, ["a\tthe cat", "b\ta dog"], [])
     config.hypothesis_path.write_text("a\tthe cat\nb\ta dog\n", encoding="utf-8-sig")
     assert "0.0 %" in score_files(config)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    config = keyed(tmp_path, ["a\tthe cat"], [])
+    config.hypothesis_path.write_bytes("a\tcafé\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"h: not UTF-8 text \(.*0xe9"):
+        score_files(config)
