@@ -5,6 +5,7 @@ beside the waveform itself only a few megabytes are in memory. The same bytes gi
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,8 +35,12 @@ FRAMES_PER_SECOND = 100
 BLOCK_SAMPLES = 1 << 18
 """Decoded and resampled at a time; the waveform does not depend on it."""
 
-_RIFF_SIZE_UNKNOWN = (0, 0xFFFF_FFFF)
-"""What writers into a pipe leave in the RIFF header."""
+_RIFF_SIZE_UNKNOWN = (0, 0xFFFF_FFFF, *range(0x7FFF_F000, 0x7FFF_F100))
+"""What writers into a pipe leave in the RIFF header; SoX and eSpeak 2 GiB and their header."""
+_OGG_PAGE = re.compile(rb"OggS\0([\0-\7]).{20}(.)", re.DOTALL)
+"""Header of a page: its flags, and the size of the table that follows, of the sizes of its segments."""
+_OGG_ENDS_STREAM = 4
+_MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
 def load_waveform(
@@ -124,6 +129,8 @@ def _check_header(path: Path, file: Any) -> None:
         )
     if file.format.startswith("WAV"):
         _check_riff_size(path, num_bytes)
+    if file.format == "OGG":
+        _check_last_page(path, num_bytes)
 
 
 def _check_riff_size(path: Path, num_bytes: int) -> None:
@@ -133,6 +140,20 @@ def _check_riff_size(path: Path, num_bytes: int) -> None:
     stated = int.from_bytes(header[4:8], "little")
     if header[:4] == b"RIFF" and stated not in _RIFF_SIZE_UNKNOWN and stated + 8 > num_bytes:
         raise AudioError(f"{path}: cut off, {num_bytes} of {stated + 8} bytes are there")
+
+
+def _check_last_page(path: Path, num_bytes: int) -> None:
+    """Refuses an OGG that was cut off: libsndfile reads what is there as if it were all."""
+    with path.open("rb") as file:
+        file.seek(max(0, num_bytes - _MAX_OGG_PAGE_BYTES))
+        tail = file.read()
+    pages = list(_OGG_PAGE.finditer(tail))
+    if pages and pages[-1][1][0] & _OGG_ENDS_STREAM:
+        start = pages[-1].end()
+        body = start + pages[-1][2][0]
+        if body + sum(tail[start:body]) <= len(tail):
+            return
+    raise AudioError(f"{path}: cut off, the page that ends an OGG stream is not there or not whole")
 
 
 def _locate_stretch(

@@ -14,6 +14,8 @@ from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance, load_waveform,
 from dmlm.pipeline.errors import AudioError, DmlmError
 from dmlm.pipeline.samples import Utterance
 
+OPUS = {"format": "OGG", "subtype": "OPUS"}
+
 
 def tone(seconds, rate_hz=SAMPLING_RATE_HZ, frequency_hz=440.0):
     times = np.arange(round(seconds * rate_hz)) / rate_hz
@@ -32,7 +34,7 @@ def write(path, samples, rate_hz=SAMPLING_RATE_HZ, **options):
         ("a.wav", {}),
         ("a.mp3", {}),
         ("a.ogg", {}),
-        ("a.opus", {"format": "OGG", "subtype": "OPUS"}),
+        ("a.opus", OPUS),
     ],
 )
 def test_every_format_gives_the_tone_that_went_in(tmp_path, name, options):
@@ -94,9 +96,9 @@ def test_one_frame_is_enough_and_less_is_not(tmp_path):
         load_waveform(write(tmp_path / "b.wav", tone(0.01)[:159]))
 
 
-def cut_off(path):
+def cut_off(path, stop=None):
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
+    path.write_bytes(data[: stop or len(data) // 2])
     return path
 
 
@@ -136,6 +138,12 @@ BROKEN = {
     "aiff": (lambda d: write(d / "a.aiff", tone(0.1)), "format AIFF is not one of"),
     "cut flac": (lambda d: cut_off(write(d / "a.flac", tone(9.0))), "cannot be decoded|cut off"),
     "cut wav": (lambda d: cut_off(write(d / "a.wav", tone(1.0))), "cut off, 16022 of 32044 bytes"),
+    "cut ogg": (lambda d: cut_off(write(d / "a.ogg", tone(20.0))), "cut off, the page that ends"),
+    "cut opus": (lambda d: cut_off(write(d / "a.opus", tone(9.0), **OPUS)), "cut off, the page that ends"),
+    "opus without its last bytes": (
+        lambda d: cut_off(write(d / "a.opus", tone(9.0), **OPUS), -5),
+        "cut off, the page that ends",
+    ),
     "cut mp3": (lambda d: cut_off(write(d / "a.mp3", tone(9.0))), "cut off|cannot be decoded"),
     "flac without length": (
         # Byte 21 ends with the top 4 of 36 bits that count the samples; 0 means unknown.
@@ -154,8 +162,13 @@ def test_broken_audio_is_an_audio_error_that_names_the_file(tmp_path, case):
     assert str(raised.value).startswith(str(path))
 
 
-def test_wav_written_into_a_pipe_has_no_size_and_is_read(tmp_path):
-    path = with_bytes(write(tmp_path / "a.wav", tone(1.0)), 4, b"\xff\xff\xff\xff")
+@pytest.mark.parametrize(
+    ("riff_bytes", "data_bytes"), [(0xFFFF_FFFF, 0xFFFF_FFFF), (0x7FFF_F024, 0x7FFF_F000)]
+)
+def test_wav_written_into_a_pipe_has_no_size_and_is_read(tmp_path, riff_bytes, data_bytes):
+    path = write(tmp_path / "a.wav", tone(1.0))
+    with_bytes(path, 4, struct.pack("<I", riff_bytes))
+    with_bytes(path, 40, struct.pack("<I", data_bytes))
     assert load_waveform(path).size == 16_000
 
 
