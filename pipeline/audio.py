@@ -30,6 +30,8 @@ MAX_EXPANSION = 200
 """Decoded bytes (16 bit) per byte of the file, for recordings of more than `MIN_EXPANDED_BYTES`."""
 MIN_EXPANDED_BYTES = 16 << 20
 """Digital silence in FLAC expands 700-fold; where little comes out that is harmless."""
+MAX_PEAK = 1e6
+"""Full scale is 1, and 32,768 where somebody forgot to scale; encoders give no numbers for much more."""
 FRAMES_PER_SECOND = 100
 """An utterance must fill one frame of 10 ms."""
 BLOCK_SAMPLES = 1 << 18
@@ -58,17 +60,9 @@ def load_waveform(
         sampling_rate_hz: Rate of the samples returned.
 
     Raises:
-        AudioError: Missing, undecodable, cut off, empty, not finite or over a limit.
+        AudioError: Missing, undecodable, cut off, too short, not finite or over a limit.
     """
-    with _open_recording(path) as file:
-        start, stop = _locate_stretch(path, file, start_seconds, end_seconds)
-        rate_hz = file.samplerate
-        blocks = _resample(_decode_mono(path, file, start, stop), rate_hz, sampling_rate_hz)
-        # The resampler rounds the length its own way.
-        waveform = _collect(blocks, 1 + math.ceil((stop - start) * sampling_rate_hz / rate_hz))
-    if waveform.size < sampling_rate_hz // FRAMES_PER_SECOND:
-        raise AudioError(f"{path}: {(stop - start) / rate_hz:.4f} s of audio, less than one frame of 10 ms")
-    return waveform
+    return _load(path, start_seconds, end_seconds, sampling_rate_hz, sampling_rate_hz // FRAMES_PER_SECOND)
 
 
 def load_utterance(utterance: Utterance, sampling_rate_hz: int = SAMPLING_RATE_HZ) -> Waveform:
@@ -79,7 +73,22 @@ def load_utterance(utterance: Utterance, sampling_rate_hz: int = SAMPLING_RATE_H
     """
     # More samples than the rate asks for, played at that rate, are slower speech.
     rate_hz = round(sampling_rate_hz / utterance.speed)
-    return load_waveform(utterance.audio_path, utterance.start_seconds, utterance.end_seconds, rate_hz)
+    stretch = utterance.audio_path, utterance.start_seconds, utterance.end_seconds
+    return _load(*stretch, rate_hz, sampling_rate_hz // FRAMES_PER_SECOND)
+
+
+def _load(
+    path: Path, start_seconds: float, end_seconds: float | None, sampling_rate_hz: int, min_samples: int
+) -> Waveform:
+    with _open_recording(path) as file:
+        start, stop = _locate_stretch(path, file, start_seconds, end_seconds)
+        rate_hz = file.samplerate
+        blocks = _resample(_decode_mono(path, file, start, stop), rate_hz, sampling_rate_hz)
+        # The resampler rounds the length its own way.
+        waveform = _collect(blocks, 1 + math.ceil((stop - start) * sampling_rate_hz / rate_hz))
+    if waveform.size < min_samples:
+        raise AudioError(f"{path}: {(stop - start) / rate_hz:.4f} s of audio, less than one frame of 10 ms")
+    return waveform
 
 
 def recording_seconds(path: Path) -> float:
@@ -184,8 +193,8 @@ def _decode_mono(path: Path, file: Any, start: int, stop: int) -> Iterator[Wavef
         if len(samples) < num_samples:
             num_decoded = position - start + len(samples)
             raise AudioError(f"{path}: cut off, {num_decoded} of {stop - start} samples can be decoded")
-        if not np.isfinite(samples).all():
-            raise AudioError(f"{path}: holds samples that are NaN or infinite")
+        if not np.abs(samples).max() <= MAX_PEAK:  # nor NaN
+            raise AudioError(f"{path}: holds samples that are NaN or infinite, or louder than {MAX_PEAK:.0e}")
         yield samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
 
 

@@ -96,6 +96,16 @@ def test_one_frame_is_enough_and_less_is_not(tmp_path):
         load_waveform(write(tmp_path / "b.wav", tone(0.01)[:159]))
 
 
+@pytest.mark.parametrize(("speed", "num_samples"), [(2.0, 320), (1.0, 160), (0.5, 80)])
+def test_one_frame_is_enough_at_the_speed_that_is_heard(tmp_path, speed, num_samples):
+    path = write(tmp_path / "a.wav", tone(0.1)[:num_samples])
+    utterance = Utterance(key="a", source="x", split="y", audio_path=path, speed=speed)
+    assert load_utterance(utterance).shape == (160,)
+    write(path, tone(0.1)[: num_samples - 2])
+    with pytest.raises(AudioError, match="less than one frame of 10 ms"):
+        load_utterance(utterance)
+
+
 def cut_off(path, stop=None):
     data = path.read_bytes()
     path.write_bytes(data[: stop or len(data) // 2])
@@ -109,9 +119,9 @@ def with_bytes(path, offset, data):
     return path
 
 
-def nan_wav(path):
+def wav_with(path, sample):
     samples = tone(0.1)
-    samples[7] = np.nan
+    samples[7] = sample
     return write(path, samples, subtype="FLOAT")
 
 
@@ -131,7 +141,9 @@ BROKEN = {
     "no bytes": (lambda d: empty_file(d / "a.wav"), "cannot be decoded"),
     "no audio": (lambda d: text_file(d / "a.flac"), "cannot be decoded"),
     "no samples": (lambda d: write(d / "a.wav", tone(0.0)), "holds no audio"),
-    "nan": (lambda d: nan_wav(d / "a.wav"), "NaN or infinite"),
+    "nan": (lambda d: wav_with(d / "a.wav", np.nan), "NaN or infinite"),
+    "infinite": (lambda d: wav_with(d / "a.wav", -np.inf), "NaN or infinite"),
+    "absurdly loud": (lambda d: wav_with(d / "a.wav", -1e18), "louder than 1e\\+06"),
     "raw": (lambda d: text_file(d / "a.raw"), "raw samples without a header"),
     "eight channels": (lambda d: write(d / "a.wav", np.zeros((1_600, 8))), "8 channels"),
     "rate of 100 Hz": (lambda d: write(d / "a.wav", tone(0.1), 100), "sampling rate 100 Hz"),
