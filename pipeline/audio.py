@@ -5,6 +5,7 @@ beside the waveform itself only a few megabytes are in memory. The same bytes gi
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +30,19 @@ MAX_EXPANSION = 200
 """Decoded bytes (16 bit) per byte of the file, for recordings of more than `MIN_EXPANDED_BYTES`."""
 MIN_EXPANDED_BYTES = 16 << 20
 """Digital silence in FLAC expands 700-fold; where little comes out that is harmless."""
+MAX_PEAK = 1e6
+"""Full scale is 1, and 32,768 where somebody forgot to scale; encoders give no numbers for much more."""
 FRAMES_PER_SECOND = 100
 """An utterance must fill one frame of 10 ms."""
 BLOCK_SAMPLES = 1 << 18
 """Decoded and resampled at a time; the waveform does not depend on it."""
 
-_RIFF_SIZE_UNKNOWN = (0, 0xFFFF_FFFF)
-"""What writers into a pipe leave in the RIFF header."""
+_RIFF_SIZE_UNKNOWN = (0, 0xFFFF_FFFF, *range(0x7FFF_F000, 0x7FFF_F100))
+"""What writers into a pipe leave in the RIFF header; SoX and eSpeak 2 GiB and their header."""
+_OGG_PAGE = re.compile(rb"OggS\0([\0-\7]).{20}(.)", re.DOTALL)
+"""Header of a page: its flags, and the size of the table that follows, of the sizes of its segments."""
+_OGG_ENDS_STREAM = 4
+_MAX_OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
 def load_waveform(
@@ -53,17 +60,9 @@ def load_waveform(
         sampling_rate_hz: Rate of the samples returned.
 
     Raises:
-        AudioError: Missing, undecodable, cut off, empty, not finite or over a limit.
+        AudioError: Missing, undecodable, cut off, too short, not finite or over a limit.
     """
-    with _open_recording(path) as file:
-        start, stop = _locate_stretch(path, file, start_seconds, end_seconds)
-        rate_hz = file.samplerate
-        blocks = _resample(_decode_mono(path, file, start, stop), rate_hz, sampling_rate_hz)
-        # The resampler rounds the length its own way.
-        waveform = _collect(blocks, 1 + math.ceil((stop - start) * sampling_rate_hz / rate_hz))
-    if waveform.size < sampling_rate_hz // FRAMES_PER_SECOND:
-        raise AudioError(f"{path}: {(stop - start) / rate_hz:.4f} s of audio, less than one frame of 10 ms")
-    return waveform
+    return _load(path, start_seconds, end_seconds, sampling_rate_hz, sampling_rate_hz // FRAMES_PER_SECOND)
 
 
 def load_utterance(utterance: Utterance, sampling_rate_hz: int = SAMPLING_RATE_HZ) -> Waveform:
@@ -74,7 +73,22 @@ def load_utterance(utterance: Utterance, sampling_rate_hz: int = SAMPLING_RATE_H
     """
     # More samples than the rate asks for, played at that rate, are slower speech.
     rate_hz = round(sampling_rate_hz / utterance.speed)
-    return load_waveform(utterance.audio_path, utterance.start_seconds, utterance.end_seconds, rate_hz)
+    stretch = utterance.audio_path, utterance.start_seconds, utterance.end_seconds
+    return _load(*stretch, rate_hz, sampling_rate_hz // FRAMES_PER_SECOND)
+
+
+def _load(
+    path: Path, start_seconds: float, end_seconds: float | None, sampling_rate_hz: int, min_samples: int
+) -> Waveform:
+    with _open_recording(path) as file:
+        start, stop = _locate_stretch(path, file, start_seconds, end_seconds)
+        rate_hz = file.samplerate
+        blocks = _resample(_decode_mono(path, file, start, stop), rate_hz, sampling_rate_hz)
+        # The resampler rounds the length its own way.
+        waveform = _collect(blocks, 1 + math.ceil((stop - start) * sampling_rate_hz / rate_hz))
+    if waveform.size < min_samples:
+        raise AudioError(f"{path}: {(stop - start) / rate_hz:.4f} s of audio, less than one frame of 10 ms")
+    return waveform
 
 
 def recording_seconds(path: Path) -> float:
@@ -124,6 +138,8 @@ def _check_header(path: Path, file: Any) -> None:
         )
     if file.format.startswith("WAV"):
         _check_riff_size(path, num_bytes)
+    if file.format == "OGG":
+        _check_last_page(path, num_bytes)
 
 
 def _check_riff_size(path: Path, num_bytes: int) -> None:
@@ -133,6 +149,20 @@ def _check_riff_size(path: Path, num_bytes: int) -> None:
     stated = int.from_bytes(header[4:8], "little")
     if header[:4] == b"RIFF" and stated not in _RIFF_SIZE_UNKNOWN and stated + 8 > num_bytes:
         raise AudioError(f"{path}: cut off, {num_bytes} of {stated + 8} bytes are there")
+
+
+def _check_last_page(path: Path, num_bytes: int) -> None:
+    """Refuses an OGG that was cut off: libsndfile reads what is there as if it were all."""
+    with path.open("rb") as file:
+        file.seek(max(0, num_bytes - _MAX_OGG_PAGE_BYTES))
+        tail = file.read()
+    pages = list(_OGG_PAGE.finditer(tail))
+    if pages and pages[-1][1][0] & _OGG_ENDS_STREAM:
+        start = pages[-1].end()
+        body = start + pages[-1][2][0]
+        if body + sum(tail[start:body]) <= len(tail):
+            return
+    raise AudioError(f"{path}: cut off, the page that ends an OGG stream is not there or not whole")
 
 
 def _locate_stretch(
@@ -163,8 +193,8 @@ def _decode_mono(path: Path, file: Any, start: int, stop: int) -> Iterator[Wavef
         if len(samples) < num_samples:
             num_decoded = position - start + len(samples)
             raise AudioError(f"{path}: cut off, {num_decoded} of {stop - start} samples can be decoded")
-        if not np.isfinite(samples).all():
-            raise AudioError(f"{path}: holds samples that are NaN or infinite")
+        if not np.abs(samples).max() <= MAX_PEAK:  # nor NaN
+            raise AudioError(f"{path}: holds samples that are NaN or infinite, or louder than {MAX_PEAK:.0e}")
         yield samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
 
 

@@ -3,11 +3,15 @@
 import struct
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dmlm.pipeline.errors import ImageError
 from dmlm.pipeline.samples import Pixels
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Formats that are decoded; Pillow's other decoders are never reached."""
@@ -25,8 +29,10 @@ _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, Ari
 def load_image(path: Path) -> Pixels:
     """Pixels of an image, height × width × 3, turned as its EXIF orientation says.
 
+    White shows through where it is transparent. Of colours of 16 bits the upper 8 are taken.
+
     Raises:
-        ImageError: Missing, undecodable, cut off, over a limit or of more than 8 bits a channel.
+        ImageError: Missing, undecodable, cut off, over a limit or grey of more than 8 bits.
     """
     from PIL import Image
 
@@ -48,9 +54,18 @@ def _decode(path: Path) -> Pixels:
     with image:
         _check_size(path, image.width, image.height)
         if image.mode.startswith(("I", "F")):
-            raise ImageError(f"{path}: more than 8 bits a channel (mode {image.mode}); convert it")
+            raise ImageError(f"{path}: grey of more than 8 bits (mode {image.mode}); convert it")
         ImageOps.exif_transpose(image, in_place=True)
-        return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
+        return np.array(_to_rgb(image), dtype=np.uint8)
+
+
+def _to_rgb(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    if image.has_transparency_data:  # what is hidden may have any colour
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dmlm.pipeline.errors import ConfigError, CorruptInputError
+from dmlm.pipeline.errors import ConfigError, CorruptInputError, NotFiniteError
 from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.weights_terms import copy_terms
@@ -97,10 +97,19 @@ class NearestCentroid:
         self._centroids_KD = torch.tensor(centroids_KD, device=device)
 
     def __call__(self, vectors_FD: "torch.Tensor") -> "torch.Tensor":
-        """Ids [F], int64; of equally near centroids the lowest. Always in float32."""
+        """Ids [F], int64; of equally near centroids the lowest. Always in float32.
+
+        Raises:
+            NotFiniteError: No centroid is nearest to a vector that holds NaN or overflows.
+        """
         from dmlm.pipeline.codebooks.nearest import find_nearest
 
-        return find_nearest(vectors_FD.float(), self._centroids_KD)[0]
+        ids_F, scores_F = find_nearest(vectors_FD.float(), self._centroids_KD)
+        if not scores_F.isfinite().all():
+            raise NotFiniteError(
+                "the encoder gives vectors that are not finite; try --device cpu, or check its weights"
+            )
+        return ids_F
 
 
 def load_codebook(directory: Path) -> Codebook:

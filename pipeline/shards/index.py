@@ -147,17 +147,17 @@ def write_index(path: Path, index: pa.Table, footer: ShardFooter) -> None:
     """Writes the Parquet file, whole or not at all."""
     table = index.replace_schema_metadata({FOOTER_KEY: encode_compact_json(footer.to_json())})
     with atomic_writer(path, is_shared=True) as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def read_index(path: Path, columns: Sequence[str] | None = None) -> tuple[pa.Table, ShardFooter]:
     """Reads a Parquet file, or only some of its `columns`, and its footer.
 
     Raises:
-        ShardCorruptError: It is missing, not Parquet, or not an index that this version writes.
+        ShardCorruptError: It is missing, damaged, or not an index that this version writes.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             if not schema.equals(SCHEMA):
                 raise ShardCorruptError("columns differ from this version's")

@@ -132,7 +132,7 @@ def map_file(path: Path) -> memoryview:
             content = memoryview(file.read_buffer()).cast("B")
     except (OSError, pa.ArrowException) as error:
         is_full = isinstance(error, OSError) and error.errno == errno.ENOMEM
-        advice = "raise vm.max_map_count, or use larger shards" if is_full else "rerun `dmlm-cli tokenize`"
+        advice = "raise vm.max_map_count" if is_full else "rerun `dmlm-cli tokenize`"
         raise ShardCorruptError(f"{path.name}: cannot be read: {error}; {advice}") from error
     if not content:
         raise ShardCorruptError(f"{path.name}: is empty; rerun `dmlm-cli tokenize`")

@@ -18,8 +18,8 @@ from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import SourceItem
 from dmlm.pipeline.sources import hub, jsonl
 from dmlm.pipeline.sources.hub import HubName
-from dmlm.pipeline.sources.interface import SourceOptions, to_key
-from dmlm.pipeline.sources.lines import Line, iter_lines
+from dmlm.pipeline.sources.interface import SourceOptions
+from dmlm.pipeline.sources.lines import Line, iter_lines, read_line, stem_to_key
 from dmlm.pipeline.storage import atomic_writer, sha256_json, write_json
 from dmlm.pipeline.suggestions import did_you_mean
 
@@ -69,7 +69,7 @@ def iter_split(corpus_dir: Path, split: str, options: SourceOptions) -> Iterator
     Raises:
         ConfigError: A column is not there, or there is none to use.
     """
-    list_path = _cache_dir(corpus_dir, options) / f"{to_key(split)}.jsonl"
+    list_path = _cache_dir(corpus_dir, options) / f"{stem_to_key(split)}.jsonl"
     lines = (
         iter_lines(list_path) if list_path.is_file() else _copy_rows(corpus_dir, split, options, list_path)
     )
@@ -94,9 +94,9 @@ def _copy_rows(corpus_dir: Path, split: str, options: SourceOptions, list_path: 
             record = _to_record(values, split, number, files_dir, own_place)
             if options.language:
                 record["language"] = options.language
-            text = json.dumps(record, ensure_ascii=False)
-            file.write(f"{text}\n".encode(errors="replace"))
-            yield Line(text, f"{list_path.name}:{number}", record["key"])
+            raw = f"{json.dumps(record, ensure_ascii=False)}\n".encode(errors="replace")
+            file.write(raw)
+            yield read_line(list_path, number, raw)
 
 
 def _own_place(corpus_dir: Path) -> str:
@@ -109,7 +109,7 @@ def _to_record(
     values: Mapping[str, Any], split: str, number: int, files_dir: Path, own_place: str
 ) -> dict[str, Any]:
     """Line of the list for a row; its recording or image is a file from then on."""
-    key = f"{to_key(split)}-{number:08d}"
+    key = f"{stem_to_key(split)}-{number:08d}"
     record = {"key": key, "split": split, **values}
     for field in _MEDIA & values.keys():
         record[field] = _keep_file(values[field], files_dir / f"{number:08d}", own_place)

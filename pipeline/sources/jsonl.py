@@ -141,7 +141,7 @@ def _to_item(record: _Record, folder: Path, line_key: str, split: str) -> Source
             text=record.text,
             language=record.language,
         )
-    if not record.text:
+    if not (record.text and record.text.strip()):
         raise AnnotationError("needs audio, image or text")
     return TextLine(
         key=key,

@@ -142,16 +142,31 @@ def find_finished(
 ) -> dict[str, FinishedShard]:
     """Shards of `tasks` that are whole, by the same sha256; what `remote` has of them is fetched first.
 
-    One with a quarantined file that has been repaired since is not finished.
+    One with a quarantined file that has been repaired since is not finished. Nor is one with another index
+    than the card names for its tar: that is damaged, and removed, as nothing tells without the card.
     """
     if remote is not None:
         fetch_unfinished(remote, [task.name for task in tasks.values()])
-    found = {sha256: finished_shard(directory, task.name, sha256) for sha256, task in tasks.items()}
-    return {
-        sha256: shard
-        for sha256, shard in found.items()
-        if shard is not None and not has_changed_files(tasks[sha256], shard.footer.ledger)
-    }
+    indexes = _published_indexes(directory)
+    finished = {}
+    for sha256, task in tasks.items():
+        shard = finished_shard(directory, task.name, sha256)
+        if shard is None or has_changed_files(task, shard.footer.ledger):
+            continue
+        if indexes.get(shard.record.tar_sha256, shard.record.index_sha256) == shard.record.index_sha256:
+            finished[sha256] = shard
+        else:
+            (directory / f"{task.name}.parquet").unlink(missing_ok=True)
+    return finished
+
+
+def _published_indexes(directory: Path) -> dict[str, str]:
+    """sha256 of the index of each tar, by the tar's, as the card has it; empty without a card."""
+    try:
+        card = load_dataset_card(directory)
+    except ShardCorruptError:
+        return {}
+    return {shard.tar_sha256: shard.index_sha256 for shard in card.shards}
 
 
 def check_same_items(directory: Path, card: DatasetCard, recipe: Recipe, tasks: Iterable[ShardTask]) -> None:

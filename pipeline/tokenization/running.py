@@ -248,12 +248,8 @@ def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem
 
 
 def _claim(config: TokenizeConfig, plan: TokenizePlan, *, is_alone: bool) -> None:
-    whereabouts = {
-        "root": str(config.root),
-        "codebook": str(config.codebook_dir),
-        "device": config.device,
-        "reuse": str(config.reuse_dir),
-    }
+    places = {"root": config.root, "codebook": config.codebook_dir, "reuse": config.reuse_dir}
+    whereabouts = {"device": config.device, **{name: str(place) for name, place in places.items()}}
     if config.remote is not None:
         claim_remote(config.remote, plan.recipe)
     claim_folder(config.out_dir, plan.recipe, whereabouts, is_alone=is_alone)

@@ -14,6 +14,8 @@ from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance, load_waveform,
 from dmlm.pipeline.errors import AudioError, DmlmError
 from dmlm.pipeline.samples import Utterance
 
+OPUS = {"format": "OGG", "subtype": "OPUS"}
+
 
 def tone(seconds, rate_hz=SAMPLING_RATE_HZ, frequency_hz=440.0):
     times = np.arange(round(seconds * rate_hz)) / rate_hz
@@ -32,7 +34,7 @@ def write(path, samples, rate_hz=SAMPLING_RATE_HZ, **options):
         ("a.wav", {}),
         ("a.mp3", {}),
         ("a.ogg", {}),
-        ("a.opus", {"format": "OGG", "subtype": "OPUS"}),
+        ("a.opus", OPUS),
     ],
 )
 def test_every_format_gives_the_tone_that_went_in(tmp_path, name, options):
@@ -94,9 +96,19 @@ def test_one_frame_is_enough_and_less_is_not(tmp_path):
         load_waveform(write(tmp_path / "b.wav", tone(0.01)[:159]))
 
 
-def cut_off(path):
+@pytest.mark.parametrize(("speed", "num_samples"), [(2.0, 320), (1.0, 160), (0.5, 80)])
+def test_one_frame_is_enough_at_the_speed_that_is_heard(tmp_path, speed, num_samples):
+    path = write(tmp_path / "a.wav", tone(0.1)[:num_samples])
+    utterance = Utterance(key="a", source="x", split="y", audio_path=path, speed=speed)
+    assert load_utterance(utterance).shape == (160,)
+    write(path, tone(0.1)[: num_samples - 2])
+    with pytest.raises(AudioError, match="less than one frame of 10 ms"):
+        load_utterance(utterance)
+
+
+def cut_off(path, stop=None):
     data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
+    path.write_bytes(data[: stop or len(data) // 2])
     return path
 
 
@@ -107,9 +119,9 @@ def with_bytes(path, offset, data):
     return path
 
 
-def nan_wav(path):
+def wav_with(path, sample):
     samples = tone(0.1)
-    samples[7] = np.nan
+    samples[7] = sample
     return write(path, samples, subtype="FLOAT")
 
 
@@ -129,13 +141,21 @@ BROKEN = {
     "no bytes": (lambda d: empty_file(d / "a.wav"), "cannot be decoded"),
     "no audio": (lambda d: text_file(d / "a.flac"), "cannot be decoded"),
     "no samples": (lambda d: write(d / "a.wav", tone(0.0)), "holds no audio"),
-    "nan": (lambda d: nan_wav(d / "a.wav"), "NaN or infinite"),
+    "nan": (lambda d: wav_with(d / "a.wav", np.nan), "NaN or infinite"),
+    "infinite": (lambda d: wav_with(d / "a.wav", -np.inf), "NaN or infinite"),
+    "absurdly loud": (lambda d: wav_with(d / "a.wav", -1e18), "louder than 1e\\+06"),
     "raw": (lambda d: text_file(d / "a.raw"), "raw samples without a header"),
     "eight channels": (lambda d: write(d / "a.wav", np.zeros((1_600, 8))), "8 channels"),
     "rate of 100 Hz": (lambda d: write(d / "a.wav", tone(0.1), 100), "sampling rate 100 Hz"),
     "aiff": (lambda d: write(d / "a.aiff", tone(0.1)), "format AIFF is not one of"),
     "cut flac": (lambda d: cut_off(write(d / "a.flac", tone(9.0))), "cannot be decoded|cut off"),
     "cut wav": (lambda d: cut_off(write(d / "a.wav", tone(1.0))), "cut off, 16022 of 32044 bytes"),
+    "cut ogg": (lambda d: cut_off(write(d / "a.ogg", tone(20.0))), "cut off, the page that ends"),
+    "cut opus": (lambda d: cut_off(write(d / "a.opus", tone(9.0), **OPUS)), "cut off, the page that ends"),
+    "opus without its last bytes": (
+        lambda d: cut_off(write(d / "a.opus", tone(9.0), **OPUS), -5),
+        "cut off, the page that ends",
+    ),
     "cut mp3": (lambda d: cut_off(write(d / "a.mp3", tone(9.0))), "cut off|cannot be decoded"),
     "flac without length": (
         # Byte 21 ends with the top 4 of 36 bits that count the samples; 0 means unknown.
@@ -154,8 +174,13 @@ def test_broken_audio_is_an_audio_error_that_names_the_file(tmp_path, case):
     assert str(raised.value).startswith(str(path))
 
 
-def test_wav_written_into_a_pipe_has_no_size_and_is_read(tmp_path):
-    path = with_bytes(write(tmp_path / "a.wav", tone(1.0)), 4, b"\xff\xff\xff\xff")
+@pytest.mark.parametrize(
+    ("riff_bytes", "data_bytes"), [(0xFFFF_FFFF, 0xFFFF_FFFF), (0x7FFF_F024, 0x7FFF_F000)]
+)
+def test_wav_written_into_a_pipe_has_no_size_and_is_read(tmp_path, riff_bytes, data_bytes):
+    path = write(tmp_path / "a.wav", tone(1.0))
+    with_bytes(path, 4, struct.pack("<I", riff_bytes))
+    with_bytes(path, 40, struct.pack("<I", data_bytes))
     assert load_waveform(path).size == 16_000
 
 

@@ -57,6 +57,21 @@ def test_exif_orientation_is_applied(tmp_path):
     assert pixels[28, 8, 2] > 200
 
 
+@pytest.mark.parametrize(
+    ("mode", "colour", "seen"),
+    [
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 255), (255, 0, 0)),
+        ("LA", (0, 51), (204, 204, 204)),
+        ("P", 0, (255, 255, 255)),
+    ],
+)
+def test_transparent_image_lies_on_white(tmp_path, mode, colour, seen):
+    image = Image.new(mode, (8, 8), colour)
+    image.save(tmp_path / "a.png", **({"transparency": 0} if mode == "P" else {}))
+    assert (load_image(tmp_path / "a.png") == seen).all()
+
+
 def cut_jpeg(path):
     half_red_half_blue().save(path)
     path.write_bytes(path.read_bytes()[:-100])
@@ -70,9 +85,9 @@ BROKEN = {
     "pillow's warning": (lambda path: path.write_bytes(png_header(9_500, 9_500)), "limit 89478485"),
     "pillow's error": (lambda path: path.write_bytes(png_header(65_000, 65_000)), "exceeds limit"),
     "gif": (lambda path: half_red_half_blue().save(path, format="GIF"), "cannot be decoded"),
-    "16 bits": (
+    "grey of 16 bits": (
         lambda path: Image.fromarray(np.full((4, 4), 999, np.uint16)).save(path, format="PNG"),
-        "more than 8 bits",
+        "grey of more than 8 bits",
     ),
 }
 

@@ -22,7 +22,7 @@ from dmlm.pipeline.quarantine import LedgerEntry
 from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import TokenCounts, finished_shard, open_shard, write_shard
 from dmlm.pipeline.shards.format import TOKEN_MEMBERS, decode_npy, decode_sample, encode_npy
-from dmlm.pipeline.shards.index import num_runs
+from dmlm.pipeline.shards.index import num_runs, read_index
 from dmlm.pipeline.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(num_text=400, num_speech=16, num_image=64, bos_id=0, eos_id=0)
@@ -243,6 +243,16 @@ def test_shard_without_its_own_index_is_not_finished(tmp_path: Path) -> None:
     assert finished_shard(tmp_path, "x-000000", "task") is None
     (tmp_path / "x-000001.parquet").unlink()
     assert finished_shard(tmp_path, "x-000001", "task") is None
+
+
+def test_shard_whose_index_has_a_wrong_bit_is_not_finished(tmp_path: Path) -> None:
+    write(tmp_path, [speech_sample(f"sample-{number}") for number in range(30)], "x-000000")
+    path = tmp_path / "x-000000.parquet"
+    whole, data = read_index(path)[0], path.read_bytes()
+    for position in range(4, len(data) // 2, 7):  # pages; the footer is the half behind them
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        if finished_shard(tmp_path, "x-000000", "task") is not None:
+            assert read_index(path)[0].equals(whole)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dmlm.pipeline.codebooks import nearest as nearest_module
 from dmlm.pipeline.codebooks.codebook import Codebook, FitStatistics, NearestCentroid, load_codebook
-from dmlm.pipeline.errors import ConfigError, CorruptInputError
+from dmlm.pipeline.errors import ConfigError, CorruptInputError, NotFiniteError
 
 
 def make_codebook(num_clusters: int = 4) -> Codebook:
@@ -62,6 +62,15 @@ def test_nearest_centroid_is_the_lowest_id_of_least_distance(
     expected = np.square(vectors_FD[:, None] - centroids_KD).sum(axis=2).argmin(axis=1)
     found = NearestCentroid(centroids_KD)(torch.from_numpy(vectors_FD))
     assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_vector_that_is_not_finite_has_no_unit(value: float) -> None:
+    vectors_FD = np.ones((3, 2), np.float32)
+    vectors_FD[1, 0] = value
+    nearest = NearestCentroid(np.array([[1.0, 1.0], [-40.0, 2.0]], np.float32))
+    with pytest.raises(NotFiniteError, match="not finite; try --device cpu"):
+        nearest(torch.from_numpy(vectors_FD))
 
 
 def test_assignment_is_the_same_for_any_number_of_threads_and_any_split(

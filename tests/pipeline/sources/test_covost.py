@@ -31,11 +31,11 @@ def read(folder, splits=None, **options):
     return list(open_source("covost", folder.parents[1], splits, SourceOptions(**options)).iter_items())
 
 
-def test_tables_are_joined_by_header_without_quoting(language_dir):
+def test_tables_are_joined_by_header_without_quoting_but_with_escapes(language_dir):
     write_tables(
         language_dir,
-        ['c2.mp3\tHe said "yes\ttest', "c1.mp3\tActivated.\ttest"],
-        ['speaker\tc1.mp3\t"Attivato.\t2', "speaker\tc2.mp3\tDisse: «sì»\t2", "other\tc3.mp3\tMai\t2"],
+        ['c2.mp3\tHe said \\"yes\ttest', "c1.mp3\tActivated.\ttest"],
+        ['speaker\tc1.mp3\t"Attivato.\t2', "speaker\tc2.mp3\tDisse: \\\\«sì»\t2", "other\tc3.mp3\tMai\t2"],
     )
     first, second = read(language_dir)
     assert first == Utterance(
@@ -50,7 +50,7 @@ def test_tables_are_joined_by_header_without_quoting(language_dir):
         speaker=first.speaker,
         recording_id="c1",
     )
-    assert (second.key, second.text, second.translation) == ("c2", "Disse: «sì»", 'He said "yes')
+    assert (second.key, second.text, second.translation) == ("c2", "Disse: \\«sì»", 'He said "yes')
     assert first.speaker == second.speaker
     assert len(first.speaker) == 16
 
@@ -73,7 +73,10 @@ def test_clip_not_downloaded_or_not_validated_is_skipped(language_dir):
 def test_malformed_lines_are_broken_and_the_rest_goes_on(language_dir):
     write_tables(
         language_dir,
-        ["a.mp3\tA\ttrain", "b.mp3\tB", "c.mp3\tC\ttrain", "a.mp3\tA2\ttrain", "../x.mp3\tX\ttrain", "\t"],
+        [
+            *("a.mp3\tA\ttrain", "b.mp3\tB", "c.mp3\tC\ttrain", "a.mp3\tA2\ttrain"),
+            *("../x.mp3\tX\ttrain", "\t", "r.mp3\tA \r B\ttrain"),
+        ],
         ["s\ta.mp3\tA\t2", "s\tb.mp3\tB\t2", "s\tc.mp3\tC\tmore\t2"],
     )
     items = read(language_dir)
@@ -83,7 +86,8 @@ def test_malformed_lines_are_broken_and_the_rest_goes_on(language_dir):
     assert reasons["b"] == "covost_v2.it_en.tsv:3: 2 columns, expected 3"
     assert reasons["c"] == "validated.tsv:4: 5 columns, expected 4"
     assert "is not a file name" in reasons["x"]
-    assert len(items) == 5
+    assert reasons["r"].startswith("covost_v2.it_en.tsv:8: new-line character seen")
+    assert len(items) == 6
 
 
 def test_line_that_is_not_utf8_is_broken(language_dir):

@@ -126,6 +126,7 @@ def test_only_files_of_the_split_that_is_read_are_looked_for(folder, monkeypatch
         ({"text": 3}, "text must be text, found '3'"),
         ({"text": "x", "key": "a/b"}, "key 'a/b' must be letters"),
         ({"language": "en"}, "needs audio, image or text"),
+        ({"text": " \n\u3000"}, "needs audio, image or text"),
         ("{", "not json"),
         ("[" * 100_000, "not json"),
         ("[1]", "expected an object, found list"),

@@ -2,6 +2,8 @@ import pytest
 
 from dmlm.pipeline.samples import Broken, TextLine
 from dmlm.pipeline.sources import SourceOptions, open_source
+from dmlm.pipeline.sources.interface import is_key
+from dmlm.pipeline.sources.lines import stem_to_key
 
 
 @pytest.fixture
@@ -15,10 +17,21 @@ def test_every_line_that_is_not_blank_is_a_sample_named_by_its_number(folder):
     source = open_source("text", folder, options=SourceOptions(language="it"))
     assert source.splits == ("my dev", "train")
     assert list(source.iter_items()) == [
-        TextLine(key="my_dev-00000001", source="text", split="my dev", text="one", language="it"),
+        TextLine(key="my_dev-dd22ad88-00000001", source="text", split="my dev", text="one", language="it"),
         TextLine(key="train-00000001", source="text", split="train", text="Ciao, mondo.", language="it"),
         TextLine(key="train-00000003", source="text", split="train", text="Zwölf", language="it"),
     ]
+
+
+def test_files_whose_names_cannot_be_keys_have_keys_of_their_own(tmp_path):
+    names = ["日本", "中文", f"{'x' * 60}1", f"{'x' * 60}2", "a b", "a_b"]
+    for name in names:
+        (tmp_path / f"{name}.txt").write_text("one\n")
+    keys = [item.key for item in open_source("text", tmp_path).iter_items()]
+    assert len(set(keys)) == len(names)
+    assert all(is_key(key) and len(key) < 80 for key in keys)
+    assert "a_b-00000001" in keys
+    assert all(stem_to_key(key[:-9]) == key[:-9] for key in keys)
 
 
 def test_root_may_be_one_file(folder):

@@ -14,6 +14,7 @@ from dmlm.pipeline.errors import (
     ShardCorruptError,
 )
 from dmlm.pipeline.shards import verify_dataset
+from dmlm.pipeline.shards.index import read_index
 from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize, tokenize_share
 
 
@@ -102,6 +103,32 @@ def test_damaged_files_of_a_finished_data_set_are_made_again(
     (out_dir / "dataset.json").write_bytes(b"{")
     tokenize(settings(tiny_corpora, out_dir))
     assert content(out_dir) == content(tiny_dataset)
+
+
+def flip_bit(path: Path) -> None:
+    """Flips one that an index can be read without: Arrow takes the other copy of the footer."""
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"audio_seconds":')] ^= 1
+    path.write_bytes(data)
+    read_index(path)
+
+
+@pytest.mark.parametrize("num_shares", [0, 2])
+def test_index_that_can_be_read_but_is_not_the_card_s_is_made_again(
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    num_shares: int,
+    tiny_corpora: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    config = settings(tiny_corpora, shutil.copytree(tiny_dataset, tmp_path / "out"))
+    flip_bit(config.out_dir / "librispeech-000001.parquet")
+    for index in range(num_shares):
+        tokenize_share(config, index, num_shares)
+    tokenize(config)
+    assert content(config.out_dir) == content(tiny_dataset)
+    verify_dataset(config.out_dir)
 
 
 def test_finished_data_set_of_a_corpus_that_has_changed_is_left_alone(
