@@ -35,6 +35,8 @@ _logger = logging.getLogger(__name__)
 class Reference:
     """One sample to be scored: what the model is given, and the texts that would be right."""
 
+    directory: Path
+    """Of the data set."""
     sample: Sample
     texts: tuple[str, ...]
     """As the corpus has them; several for an image with several captions. For t2s, what is to be said."""
@@ -267,6 +269,7 @@ def _what_is_scored(task: str, row: _Row) -> tuple[str, ...]:
 def _read_reference(row: _Row, task: str) -> Reference:
     text = _text_member(task)
     return Reference(
+        directory=row.shard.reader.tar_path.parent,
         sample=row.shard.reader.read_sample(row.number),
         texts=(row.fields[text],),
         hashes=(row.fields[_hash_column(text)],),
