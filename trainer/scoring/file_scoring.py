@@ -160,8 +160,8 @@ def _check_keys(path: Path, keys: Mapping[str, int], wanted: Collection[str]) ->
 
 
 def _present(texts: Sequence[str]) -> list[str]:
-    """The first reference may be empty, as a transcript of silence is; further ones are then missing."""
-    return [texts[0], *filter(None, texts[1:])]
+    """An empty reference is missing where there are others; alone, it is such as a transcript of silence."""
+    return [text for text in texts if text] or [""]
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -104,6 +104,18 @@ def test_a_key_may_have_several_references_in_one_file_and_in_others(tmp_path: P
         score_files(replace(config, task="asr"))
 
 
+@pytest.mark.parametrize("lines", [["1\t", "1\ta red cat"], ["1\ta red cat", "1\t"]])
+def test_an_empty_reference_beside_others_is_missing_wherever_it_stands(
+    lines: list[str], tmp_path: Path
+) -> None:
+    assert "33.3 %" in score_files(keyed(tmp_path, lines, ["1\ta cat"]))
+
+
+def test_a_reference_that_is_empty_alone_is_that_of_silence(tmp_path: Path) -> None:
+    references, hypotheses = ["1\t", "1\t", "2\ta red cat"], ["1\tyeah", "2\ta red cat"]
+    assert "33.3 %" in score_files(keyed(tmp_path, references, hypotheses))
+
+
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [
