@@ -166,11 +166,11 @@ def _present(texts: Sequence[str]) -> list[str]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first key
+        text = path.read_bytes().decode("utf-8-sig")  # a byte order mark is no part of the first key
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    # Not splitlines(): it also breaks at characters that may stand within a sentence.
-    return text.removesuffix("\n").split("\n") if text else []
+    # Not splitlines(): it also breaks at characters that may stand within a sentence, such as a lone \r.
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
 
 
 def _settings(config: ScoreConfig) -> dict[str, Any]:

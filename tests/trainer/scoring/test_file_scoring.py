@@ -167,3 +167,11 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     config = keyed(tmp_path, ["a\tthe cat", "b\ta dog"], [])
     config.hypothesis_path.write_text("a\tthe cat\nb\ta dog\n", encoding="utf-8-sig")
     assert "0.0 %" in score_files(config)
+
+
+def test_lines_end_where_they_do_on_any_system_and_not_at_a_character_within_a_sentence(
+    tmp_path: Path,
+) -> None:
+    config = keyed(tmp_path, ["a\tthe\rcat", "b\ta\u2028dog"], [])
+    config.hypothesis_path.write_bytes(b"a\tthe cat\r\nb\ta dog\r\n")
+    assert "0.0 %" in score_files(config)
