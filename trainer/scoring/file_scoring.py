@@ -25,6 +25,7 @@ from dmlm.trainer.scoring import (
 )
 from dmlm.trainer.scoring.evaluation_report import (
     package_versions,
+    samples_path,
     score_table,
     shareable_name,
     write_samples,
@@ -58,10 +59,11 @@ def score_files(config: ScoreConfig) -> str:
 
     Raises:
         ConfigError: A file is missing, has another number of lines or other keys, there is no such task or
-            rule, or the language is no code.
+            rule, the language is no code, or `out_path` would write over a file that is scored.
         MissingDependencyError: A scorer's package is not installed.
     """
     config = replace(config, language=_read_language(config.language))
+    _check_out_path(config)
     samples = _read_samples(config)
     scores = _score(config, [sample.references for sample in samples], [s.hypothesis for s in samples])
     if config.out_path is not None:
@@ -69,6 +71,15 @@ def score_files(config: ScoreConfig) -> str:
         content = {"task": config.task, "metrics": scores.to_json(), "settings": _settings(config)}
         write_json(config.out_path, content | {"versions": package_versions()})
     return score_table({str(config.hypothesis_path): scores})
+
+
+def _check_out_path(config: ScoreConfig) -> None:
+    if config.out_path is None:
+        return
+    written = {path.resolve() for path in (config.out_path, samples_path(config.out_path))}
+    for path in (*config.reference_paths, config.hypothesis_path):
+        if path.resolve() in written:
+            raise ConfigError(f"--out {config.out_path} would write over {path}, which is scored; name another")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,3 +175,17 @@ def test_lines_end_where_they_do_on_any_system_and_not_at_a_character_within_a_s
     config = keyed(tmp_path, ["a\tthe\rcat", "b\ta\u2028dog"], [])
     config.hypothesis_path.write_bytes(b"a\tthe cat\r\nb\ta dog\r\n")
     assert "0.0 %" in score_files(config)
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "out"),
+    [("h", "r"), ("h", "link"), ("h", "h"), ("scores.json.samples.jsonl", "scores.json")],
+)
+def test_files_that_are_scored_are_not_written_over(hypotheses: str, out: str, tmp_path: Path) -> None:
+    config = keyed(tmp_path, ["a\tthe cat"], [])
+    (tmp_path / "link").symlink_to("r")
+    path = write(tmp_path / hypotheses, "a\tthe cat")
+    config = replace(config, hypothesis_path=path, out_path=tmp_path / out)
+    with pytest.raises(ConfigError, match=f"{out} would write over .*, which is scored"):
+        score_files(config)
+    assert config.reference_paths[0].read_text() == path.read_text() == "a\tthe cat\n"
