@@ -79,7 +79,9 @@ def _check_out_path(config: ScoreConfig) -> None:
     written = {path.resolve() for path in (config.out_path, samples_path(config.out_path))}
     for path in (*config.reference_paths, config.hypothesis_path):
         if path.resolve() in written:
-            raise ConfigError(f"--out {config.out_path} would write over {path}, which is scored; name another")
+            raise ConfigError(
+                f"--out {config.out_path} would write over {path}, which is scored; name another"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
