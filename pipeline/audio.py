@@ -5,6 +5,7 @@ beside the waveform itself only a few megabytes are in memory. The same bytes gi
 """
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -110,7 +111,7 @@ def _open_recording(path: Path) -> Iterator[Any]:
     if path.suffix.lower() == ".raw":
         raise AudioError(f"{path}: raw samples without a header; convert them to WAV or FLAC")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be UTF-8
             _check_header(path, file)
             yield file
     except soundfile.LibsndfileError as error:

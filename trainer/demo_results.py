@@ -64,7 +64,11 @@ class DemoResults:
 
     def _score_rows(self) -> list[tuple[str, str]]:
         asr, translation, caption, speech = (self.reports[task] for task in ("asr", "s2tt", "i2t", "t2s"))
-        halves = ", ".join(f"{name} {100 * s.wer_raw:.1f} %" for name, s in self._halves.items() if s.wer_raw)
+        halves = ", ".join(
+            f"{name} {100 * scores.wer_raw:.1f} %"
+            for name, scores in self._halves.items()
+            if scores.wer_raw is not None
+        )
         return [
             _row("ASR: WER", asr, "wer"),
             ("  raw", f"{describe_score(asr.metrics, 'wer_raw')}; {halves}"),

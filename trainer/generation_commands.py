@@ -148,8 +148,9 @@ def _print_texts(results: "Iterable[Transcript | Caption]") -> int:
             click.echo(f"dmlm-cli: error: {result.error}", err=True)
             code = ExitCode.CORRUPT_INPUT
         else:
-            click.echo(f"{result.path}\t{result.text}")
+            name = click.format_filename(result.path)  # it need not be UTF-8
+            click.echo(f"{name}\t{result.text}")
             if not result.is_finished:
                 reason = "it reached the limit of tokens, or the end of the model's context"
-                click.echo(f"dmlm-cli: {result.path}: the text was cut: {reason}", err=True)
+                click.echo(f"dmlm-cli: {name}: the text was cut: {reason}", err=True)
     return code

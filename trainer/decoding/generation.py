@@ -129,11 +129,14 @@ def generate_texts(
     config: DecodingConfig = GREEDY,
     first_number: int = 0,
 ) -> list[GeneratedText]:
-    """The target of every sample as text, in order; of a task whose target is text. Else as `generate`."""
+    """The target of every sample as text, in order; of a task whose target is text. Else as `generate`.
+
+    A text is one line: any white space within it is one space.
+    """
     tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
     outputs = generate(checkpoint, task, samples, config, first_number)
     return [
-        GeneratedText(text=tokenizer.decode(output.tokens).strip(), is_finished=output.is_finished)
+        GeneratedText(text=" ".join(tokenizer.decode(output.tokens).split()), is_finished=output.is_finished)
         for output in sorted(outputs, key=lambda output: output.index)
     ]
 

@@ -9,6 +9,7 @@ Suffixes: N image, R resample, S statistic.
 import logging
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -27,16 +28,21 @@ MIN_IMAGES: Final = 500
 """CIDEr weighs words by how rare they are among the images; with fewer it is hardly comparable."""
 _TINY, _SMALL = 1e-15, 1e-9
 
-SIGNATURE: Final = "cider-d|orders:1-4|sigma:6|idf:references scored|tok:dmlm-ptb-1|lower|punctuation removed"
+SIGNATURE: Final = "cider-d|orders:1-4|sigma:6|idf:references scored|tok:dmlm-ptb-2|lower|punctuation removed"
 
 _PUNCTUATION: Final = frozenset((*"'`\".?!,:;-()[]{}", "''", "``", "--", "...", "…"))
+_MARKS: Final = "".join(
+    character for character in map(chr, range(0x300, 0x20000)) if unicodedata.category(character)[0] == "M"
+)
+"""Vowel signs and accents with a code of their own, which stand within words and are not in `\\w`."""
+_WORD: Final = rf"\w[\w{_MARKS}]*"
 _PTB_TOKEN: Final = re.compile(
-    r"""
+    rf"""
     n't\b | '(?:s|m|d|ll|re|ve)\b                      # clitics
-    | \w+?(?=n't\b)                                     # and what they cling to
-    | \d+(?:[.,:]\d+)+ | (?:[^\W\d_]\.){2,}             # numbers, initials
-    | \w+(?:[-/&@.]\w+)*                                # words, with their joints
-    | \.{2,} | -{2,} | \S
+    | {_WORD}?(?=n't\b)                                # and what they cling to
+    | \d+(?:[.,:]\d+)+ | (?:[^\W\d_]\.){{2,}}           # numbers, initials
+    | {_WORD}(?:[-/&@.]{_WORD})*                      # words, with their joints
+    | \.{{2,}} | -{{2,}} | \S
     """,
     re.VERBOSE,
 )

@@ -213,7 +213,6 @@ def _open_speech_tools(
         references,
         vocoder_dir=config.vocoder,
         listener=config.listener,
-        shard_dirs=config.shards,
         root=config.root,
         device=config.device,
     )

@@ -202,7 +202,12 @@ def describe_score(scores: Scores, name: str) -> str:
 def write_samples(out_path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Writes `out_path`.samples.jsonl."""
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_bytes(out_path.with_name(f"{out_path.name}.samples.jsonl"), content.encode())
+    write_bytes(samples_path(out_path), content.encode())
+
+
+def samples_path(out_path: Path) -> Path:
+    """Where the samples go whose scores go to `out_path`."""
+    return out_path.with_name(f"{out_path.name}.samples.jsonl")
 
 
 def shareable_name(path: Path) -> str:

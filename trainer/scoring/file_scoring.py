@@ -26,6 +26,7 @@ from dmlm.trainer.scoring import (
 from dmlm.trainer.scoring.evaluation_report import (
     TITLES,
     package_versions,
+    samples_path,
     score_table,
     shareable_name,
     write_samples,
@@ -59,10 +60,11 @@ def score_files(config: ScoreConfig) -> str:
 
     Raises:
         ConfigError: A file is missing, has another number of lines or other keys, there is no such task or
-            rule, or the language is no code.
+            rule, the language is no code, or `out_path` would write over a file that is scored.
         MissingDependencyError: A scorer's package is not installed.
     """
     config = replace(config, language=_read_language(config.language))
+    _check_out_path(config)
     samples = _read_samples(config)
     scores = _score(config, [sample.references for sample in samples], [s.hypothesis for s in samples])
     if config.out_path is not None:
@@ -71,6 +73,17 @@ def score_files(config: ScoreConfig) -> str:
         write_json(config.out_path, content | {"versions": package_versions()})
     signatures = [f"{TITLES[name]}: {text}" for name, text in scores.signatures.items()]
     return "\n".join([score_table({str(config.hypothesis_path): scores}), *signatures])
+
+
+def _check_out_path(config: ScoreConfig) -> None:
+    if config.out_path is None:
+        return
+    written = {path.resolve() for path in (config.out_path, samples_path(config.out_path))}
+    for path in (*config.reference_paths, config.hypothesis_path):
+        if path.resolve() in written:
+            raise ConfigError(
+                f"--out {config.out_path} would write over {path}, which is scored; name another"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,19 +175,19 @@ def _check_keys(path: Path, keys: Mapping[str, int], wanted: Collection[str]) ->
 
 
 def _present(texts: Sequence[str]) -> list[str]:
-    """The first reference may be empty, as a transcript of silence is; further ones are then missing."""
-    return [texts[0], *filter(None, texts[1:])]
+    """An empty reference is missing where there are others; alone, it is such as a transcript of silence."""
+    return [text for text in texts if text] or [""]
 
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first key
+        text = path.read_bytes().decode("utf-8-sig")  # a byte order mark is no part of the first key
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error}); convert it") from error
-    # Not splitlines(): it also breaks at characters that may stand within a sentence.
-    return text.removesuffix("\n").split("\n") if text else []
+    # Not splitlines(): it also breaks at characters that may stand within a sentence, such as a lone \r.
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
 
 
 def _settings(config: ScoreConfig) -> dict[str, Any]:

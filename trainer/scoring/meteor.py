@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-METEOR_SIGNATURE: Final = "meteor:1.5|lang:en|norm|tok:dmlm-ptb-1|lower|punctuation removed"
+METEOR_SIGNATURE: Final = "meteor:1.5|lang:en|norm|tok:dmlm-ptb-2|lower|punctuation removed"
 
 _JAR: Final = Path("meteor/meteor-1.5.jar")
 _JAVA_OPTIONS: Final = ("-Xmx2G", "-Dfile.encoding=UTF-8", "-jar")

@@ -1,7 +1,6 @@
 """What is scored: samples of data sets that fit a checkpoint and a task, and what they are compared with."""
 
 import logging
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -17,6 +16,7 @@ from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.shards import DatasetCard, ShardReader, load_dataset_card, open_shard
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.storage import sha256_json
+from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers import first_difference
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.config import Recipe, matches
@@ -35,6 +35,8 @@ _logger = logging.getLogger(__name__)
 class Reference:
     """One sample to be scored: what the model is given, and the texts that would be right."""
 
+    directory: Path
+    """Of the data set."""
     sample: Sample
     texts: tuple[str, ...]
     """As the corpus has them; several for an image with several captions. For t2s, what is to be said."""
@@ -190,13 +192,13 @@ def read_training_texts(shards: Sequence[ScoredShard], checkpoint: Checkpoint) -
         for member in _TEXT_MEMBERS:
             if row[member]:
                 hashes.add(row[f"{member}_hash"])
-                words.update(words_of(row[member]))
-    return TrainingTexts(hashes=hashes, words=words, is_complete=not missing)
+                words.update(row[member].split())  # the slow rule then sees each once
+    return TrainingTexts(hashes=hashes, words={*words_of(" ".join(words))}, is_complete=not missing)
 
 
 def words_of(text: str) -> list[str]:
     """Words in lower case without punctuation."""
-    return re.findall(r"[\w']+", text.lower())
+    return apply_text_rule("plain", text).split()
 
 
 def _find_trained(
@@ -267,6 +269,7 @@ def _what_is_scored(task: str, row: _Row) -> tuple[str, ...]:
 def _read_reference(row: _Row, task: str) -> Reference:
     text = _text_member(task)
     return Reference(
+        directory=row.shard.reader.tar_path.parent,
         sample=row.shard.reader.read_sample(row.number),
         texts=(row.fields[text],),
         hashes=(row.fields[f"{text}_hash"],),

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance
 from dmlm.pipeline.encoders.weights import WHISPER
 from dmlm.pipeline.samples import Modality, TokenArray, Utterance, Waveform
 from dmlm.trainer.checkpoint import Checkpoint
 from dmlm.trainer.scoring.evaluation_report import shareable_name
 from dmlm.trainer.scoring.references import Reference
 from dmlm.trainer.vocoder.listening import Listener, hear_recordings, speak_units
-from dmlm.trainer.vocoder.recordings import find_utterances
+from dmlm.trainer.vocoder.recordings import UnitRow, check_length, find_utterances
 from dmlm.trainer.vocoder.synthesis import UnitVocoder, open_vocoder
 from dmlm.trainer.vocoder.wav import write_wav
 
@@ -47,7 +48,6 @@ def open_speech_tools(
     *,
     vocoder_dir: Path,
     listener: str,
-    shard_dirs: Sequence[Path],
     root: Path | None,
     device: str,
 ) -> SpeechTools:
@@ -58,21 +58,17 @@ def open_speech_tools(
         references: Whose languages are to be heard.
         vocoder_dir: What `train-vocoder` wrote, or a Seamless vocoder.
         listener: A Whisper, as `--encoder` takes it.
-        shard_dirs: Data sets of the references.
         root: Folder of the corpora; None: the recordings are not to be heard.
         device: Of vocoder and listener.
 
     Raises:
         ConfigError: There is no such vocoder or Whisper, one of them does not know a language, or a corpus
             is not at `root` or has no such recording.
-        FingerprintMismatchError: The vocoder speaks other units.
-        CorruptInputError: One of them is damaged.
+        FingerprintMismatchError: The vocoder speaks other units, or the root holds other audio.
+        AudioError: A recording cannot be read.
+        CorruptInputError: Vocoder or Whisper is damaged.
     """
-    recordings = None
-    if root is not None:
-        keys = [reference.sample.key for reference in references]
-        found = find_utterances(shard_dirs, root, keys)
-        recordings = tuple(found[key] for key in keys)
+    recordings = None if root is None else _find_recordings(references, root)
     ears = Listener(listener, device)
     vocoder = open_vocoder(vocoder_dir, checkpoint.settings.fingerprints[Modality.SPEECH], device)
     for tool in (ears, vocoder):
@@ -113,6 +109,21 @@ def hear_speech(
     if tools.recordings is not None:
         controls[RECORDINGS] = hear_recordings(tools.recordings, languages, listener)
     return heard, controls
+
+
+def _find_recordings(references: Sequence[Reference], root: Path) -> tuple[Utterance, ...]:
+    """Of each reference, as long as its units say."""
+    keys: dict[Path, list[str]] = {}
+    for reference in references:
+        keys.setdefault(reference.directory, []).append(reference.sample.key)
+    found = {directory: find_utterances(directory, root, group) for directory, group in keys.items()}
+    recordings = tuple(found[reference.directory][reference.sample.key] for reference in references)
+    for reference, recording in zip(references, recordings, strict=True):
+        units = reference.sample.speech_tokens
+        assert units is not None, "t2s has references with speech only"
+        row = UnitRow(key=recording.key, units=units)
+        check_length(row, len(load_utterance(recording, SAMPLING_RATE_HZ)), SAMPLING_RATE_HZ)
+    return recordings
 
 
 def _write_speech(waveforms: Iterable[Waveform], speech_dir: Path, rate_hz: int) -> Iterator[Waveform]:

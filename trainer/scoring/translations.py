@@ -12,7 +12,8 @@ from dmlm.pipeline.errors import MissingDependencyError
 from dmlm.trainer.scoring.scores import Interval, Scores, interval_of, resample_sums
 
 _TOKENIZERS: Final = {"zh": "zh", "ja": "char", "ko": "char"}
-"""Where words are not parted by spaces; `13a`, sacrebleu's own choice, for all other languages."""
+"""Where spaces part no words and, as no tokenizer of its morphemes is at hand, Korean; `13a`, sacrebleu's own
+choice, for all other languages."""
 
 
 def score_translations(

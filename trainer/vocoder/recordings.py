@@ -1,6 +1,6 @@
 """Shards -> the recordings that their units were made of, found again in the corpus by key."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -83,22 +83,23 @@ def draw_rows(
     return drawn
 
 
-def find_utterances(shard_dirs: Sequence[Path], root: Path, keys: Sequence[str]) -> dict[str, Utterance]:
-    """Utterance of each key, from the corpora that the data sets were made of.
+def find_utterances(directory: Path, root: Path, keys: Collection[str]) -> dict[str, Utterance]:
+    """Utterance of each key, from the corpus that the data set was made of.
+
+    Of one data set only: in another, the same key may be another utterance.
 
     Raises:
-        ConfigError: A corpus is not at `root`, has no such utterance, or is one of units.
+        ConfigError: The corpus is not at `root`, has no such utterance, or is one of units.
     """
     found: dict[str, Utterance] = {}
     wanted = set(keys)
-    for directory in shard_dirs:
-        for utterance in _walk(directory, root):
-            if utterance.key in wanted:
-                found.setdefault(utterance.key, utterance)  # `tokenize` refuses a second
+    for utterance in _walk(directory, root):
+        if utterance.key in wanted:
+            found.setdefault(utterance.key, utterance)  # `tokenize` refuses a second
     if missing := sorted(wanted - found.keys()):
         raise ConfigError(
             f"{root}: {len(missing)} of {len(wanted)} recordings are not there, such as {missing[0]}; "
-            f"give the --root that {', '.join(map(str, shard_dirs))} was made of (or unset DMLM_DATA)"
+            f"give the --root that {directory} was made of (or unset DMLM_DATA)"
         )
     return found
 
@@ -133,10 +134,7 @@ def _find_speech(directory: Path, splits: Sequence[str]) -> Iterator[_Place]:
 
 
 def _walk(directory: Path, root: Path) -> Iterator[Utterance]:
-    card = load_dataset_card(directory)
-    if Modality.SPEECH not in card.fingerprints:
-        return
-    settings = card.settings
+    settings = load_dataset_card(directory).settings
     if settings["source"] == units.NAME:
         raise ConfigError(
             f"{directory}: its speech came as units, without recordings that a vocoder could learn from; "

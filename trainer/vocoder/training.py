@@ -120,7 +120,7 @@ def read_examples(config: TrainVocoderConfig) -> Iterator[Example]:
     drawn = draw_rows(config.shards, recipe.splits, recipe.max_audio_seconds, config.seed)
     rows = [(directory, row) for directory, group in drawn.items() for row in group]
     utterances = {
-        directory: find_utterances([directory], config.root, [row.key for row in group])
+        directory: find_utterances(directory, config.root, [row.key for row in group])
         for directory, group in drawn.items()
     }
     for directory, row in track(rows, "read", total=len(rows), unit="utterances"):

@@ -145,7 +145,7 @@ def test_every_image_is_scored_once_against_all_its_captions(
     assert "CIDEr over 4 images" in caplog.text
     assert all(utterance.is_in_training for utterance in report.utterances)
     result = json.loads((tmp_path / "i2t.json").read_text())
-    assert "tok:dmlm-ptb-1" in result["metrics"]["cider_signature"]
+    assert "tok:dmlm-ptb-2" in result["metrics"]["cider_signature"]
     assert result["speed"]["real_time_factor"] is None
     lines = (tmp_path / "i2t.json.samples.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["references"] == ["It is red.", "It is red."]

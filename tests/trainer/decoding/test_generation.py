@@ -234,6 +234,7 @@ def test_training_texts_are_looked_for_among_texts_and_translations(
     assert [training.has_text_of(reference) for reference in references["s2tt"]] == [True, None]
     assert [training.has_text_of(reference) for reference in references["asr"]] == [None, True]
     assert [training.has_words_of(reference) for reference in references["asr"]] == [None, True]
+    assert training.words == {"das", "haus", "a", "tree"}
     assert "began with" not in caplog.text
     settings = checkpoint.settings
     recipe = replace(settings.recipe, mix=(MixEntry(task="asr", split="dev", weight=1.0),))

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +114,25 @@ def test_command_prints_what_was_said_and_names_bad_files(spoken_run, tmp_path: 
     printed = capsys.readouterr()
     assert printed.out == f"{good}\tseven green birds\n"
     assert str(missing) in printed.err
+
+
+def test_a_file_whose_name_is_not_utf8_is_transcribed_beside_others(
+    spoken_run, tmp_path: Path, capsys
+) -> None:
+    good = spoken_run.audio_path("train-tiny", 1)
+    odd = tmp_path / os.fsdecode(b"caf\xe9.flac")
+    shutil.copy(good, odd)
+    arguments = ["--checkpoint", str(spoken_run.run), "--device", "cpu", str(odd), str(good)]
+    assert run(["transcribe", *arguments]) == 0
+    expected = [f"{tmp_path}/caf\ufffd.flac\tseven green birds", f"{good}\tseven green birds"]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_a_text_is_one_line_whatever_white_space_the_model_draws(spoken_run) -> None:
+    files = [spoken_run.audio_path("train-tiny", 1)] * 4
+    noise = DecodingConfig(temperature=100.0, max_new_tokens=200)
+    texts = [transcript.text for transcript in transcribe(spoken_run.run, files, "cpu", decoding=noise)]
+    assert texts == [" ".join(text.split()) for text in texts]
 
 
 def test_text_that_was_cut_is_noted(spoken_run, capsys) -> None:

@@ -118,7 +118,7 @@ def test_right_captions_of_images_unlike_each_other_have_full_scores() -> None:
     assert scores.values["rouge_l"] == pytest.approx(100)
     assert scores.intervals["cider"] == pytest.approx((1000, 1000))
     assert scores.counts == {"num_references": 3}
-    assert "tok:dmlm-ptb-1" in scores.signatures["cider"]
+    assert "tok:dmlm-ptb-2" in scores.signatures["cider"]
 
 
 def test_empty_captions_score_zero() -> None:
@@ -142,6 +142,9 @@ def test_image_without_reference_is_refused() -> None:
         ),
         ("A black-and-white photo; U.S. flag", ["a", "black-and-white", "photo", "u.s.", "flag"]),
         ("Öl über Äpfel…", ["öl", "über", "äpfel"]),
+        ("Cafe\u0301", ["cafe\u0301"]),
+        ("लाल बिल्ली सोती है।", ["लाल", "बिल्ली", "सोती", "है", "।"]),
+        ("நான் ஒரு பூனை.", ["நான்", "ஒரு", "பூனை"]),
         ("", []),
     ],
 )

@@ -107,6 +107,18 @@ def test_a_key_may_have_several_references_in_one_file_and_in_others(tmp_path: P
         score_files(replace(config, task="asr"))
 
 
+@pytest.mark.parametrize("lines", [["1\t", "1\ta red cat"], ["1\ta red cat", "1\t"]])
+def test_an_empty_reference_beside_others_is_missing_wherever_it_stands(
+    lines: list[str], tmp_path: Path
+) -> None:
+    assert "33.3 %" in score_files(keyed(tmp_path, lines, ["1\ta cat"]))
+
+
+def test_a_reference_that_is_empty_alone_is_that_of_silence(tmp_path: Path) -> None:
+    references, hypotheses = ["1\t", "1\t", "2\ta red cat"], ["1\tyeah", "2\ta red cat"]
+    assert "33.3 %" in score_files(keyed(tmp_path, references, hypotheses))
+
+
 @pytest.mark.parametrize(
     ("references", "hypotheses", "message"),
     [
@@ -165,3 +177,25 @@ def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     config.hypothesis_path.write_bytes("a\tcafé\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"h: not UTF-8 text \(.*0xe9"):
         score_files(config)
+
+
+def test_lines_end_where_they_do_on_any_system_and_not_at_a_character_within_a_sentence(
+    tmp_path: Path,
+) -> None:
+    config = keyed(tmp_path, ["a\tthe\rcat", "b\ta\u2028dog"], [])
+    config.hypothesis_path.write_bytes(b"a\tthe cat\r\nb\ta dog\r\n")
+    assert "0.0 %" in score_files(config)
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "out"),
+    [("h", "r"), ("h", "link"), ("h", "h"), ("scores.json.samples.jsonl", "scores.json")],
+)
+def test_files_that_are_scored_are_not_written_over(hypotheses: str, out: str, tmp_path: Path) -> None:
+    config = keyed(tmp_path, ["a\tthe cat"], [])
+    (tmp_path / "link").symlink_to("r")
+    path = write(tmp_path / hypotheses, "a\tthe cat")
+    config = replace(config, hypothesis_path=path, out_path=tmp_path / out)
+    with pytest.raises(ConfigError, match=f"{out} would write over .*, which is scored"):
+        score_files(config)
+    assert config.reference_paths[0].read_text() == path.read_text() == "a\tthe cat\n"

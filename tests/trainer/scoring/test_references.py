@@ -9,7 +9,7 @@ import pytest
 from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, open_shard
 from dmlm.trainer.config import Recipe, recipe_from_json
-from dmlm.trainer.scoring.references import ScoredShard, choose_splits
+from dmlm.trainer.scoring.references import ScoredShard, choose_splits, words_of
 
 Open = Callable[..., list[ScoredShard]]
 RECIPE: Recipe = recipe_from_json({"name": "x", "num_steps": 1, "mix": [{"task": "asr", "weight": 1}]})
@@ -71,3 +71,17 @@ def test_a_split_without_samples_of_the_task_is_no_choice(open_splits: Open) -> 
 
 def test_shards_without_the_task_name_all_that_there_is(open_splits: Open) -> None:
     assert choose_splits(open_splits(pictures=("test",)), None, "asr", RECIPE) == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Don\u2019t stop: it's the dogs' e-mail!", ["don't", "stop", "it's", "the", "dogs", "e", "mail"]),
+        ("लाल पानी, पीना।", ["लाल", "पानी", "पीना"]),
+        ("நான் வந்தேன்.", ["நான்", "வந்தேன்"]),
+        ("Cafe\u0301", ["caf\u00e9"]),
+    ],
+    ids=["English", "Hindi", "Tamil", "accent"],
+)
+def test_words_keep_their_vowel_signs_and_apostrophes(text: str, words: list[str]) -> None:
+    assert words_of(text) == words

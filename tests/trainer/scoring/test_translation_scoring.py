@@ -1,5 +1,6 @@
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,7 @@ def draw_references(*texts: tuple[str, str]) -> list[Reference]:
     """One sample of each language and text."""
     return [
         Reference(
+            directory=Path("shards"),
             sample=Sample(key=f"u-{number}", source="covost", split="test"),
             texts=(text,),
             hashes=(text,),

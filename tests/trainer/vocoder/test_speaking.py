@@ -13,13 +13,16 @@ import pytest
 
 from dmlm.cli import run
 from dmlm.pipeline.audio import load_waveform
-from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards import iter_samples, load_dataset_card
 from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
 from dmlm.trainer.config import MixEntry, TrainConfig
 from dmlm.trainer.loop import train
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
+from dmlm.trainer.scoring.references import open_matching_shards, read_references
+from dmlm.trainer.scoring.speech_evaluation import open_speech_tools
 from dmlm.trainer.vocoder import speaking, waveforms
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
 from dmlm.trainer.vocoder.listening import (
@@ -60,7 +63,7 @@ def listener() -> Listener:
 
 def test_whisper_hears_the_recordings(spoken_run, listener: Listener) -> None:
     keys = ["1-11-0002", "1-10-0001"]
-    found = find_utterances([spoken_run.shards], spoken_run.root, keys)
+    found = find_utterances(spoken_run.shards, spoken_run.root, keys)
     heard = hear_recordings([found[key] for key in keys], ["en", None], listener)
     for text, said in zip(heard, ["red doors stay open", "seven green birds"], strict=True):
         assert (
@@ -219,3 +222,51 @@ def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings
     assert "home" in lines[0]["recordings"].lower()
     names = sorted(path.name for path in speech_dir.iterdir())
     assert names == ["0001.wav", "0002.wav", "0009.txt", "mine.wav"]
+
+
+def test_each_of_two_data_sets_with_the_same_keys_has_its_own_recordings(
+    vocoder_dir: Path, spoken_run, tmp_path: Path
+) -> None:
+    audio = {
+        "train": [spoken_run.audio_path("train-tiny", number) for number in (0, 1)],
+        "test": [spoken_run.audio_path("test-tiny", number) for number in (0, 1)],
+    }
+    for split, paths in audio.items():
+        write_lines(tmp_path / "corpus" / f"{split}.jsonl", paths)
+        config = TokenizeConfig(
+            source="jsonl",
+            root=tmp_path / "corpus",
+            splits=(split,),
+            codebook_dir=spoken_run.codebook,
+            out_dir=tmp_path / split,
+            device="cpu",
+        )
+        tokenize(config)
+    checkpoint = load_checkpoint(resolve_checkpoint(spoken_run.run))
+    shards = open_matching_shards([tmp_path / split for split in audio], checkpoint, "t2s")
+    references = list(read_references(shards, list(audio), "t2s"))
+
+    def find_recordings() -> list[Path]:
+        tools = open_speech_tools(
+            checkpoint,
+            references,
+            vocoder_dir=vocoder_dir,
+            listener="whisper:tiny.en",
+            root=tmp_path / "corpus",
+            device="cpu",
+        )
+        return [recording.audio_path for recording in tools.recordings]
+
+    assert find_recordings() == [*audio["train"], *audio["test"]]
+    write_lines(tmp_path / "corpus" / "test.jsonl", audio["test"][::-1])
+    with pytest.raises(FingerprintMismatchError, match=r"utt0: .*not what the units were made of"):
+        find_recordings()
+
+
+def write_lines(path: Path, recordings: list[Path]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    lines = [
+        {"key": f"utt{number}", "audio": str(recording), "text": "red"}
+        for number, recording in enumerate(recordings)
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))

@@ -61,12 +61,12 @@ def write_recording(path: Path, units: np.ndarray) -> None:
 
 
 def publish_samples(
-    directory: Path, samples: Sequence[Sample], fingerprint: Fingerprint | None = FINGERPRINT, **settings: Any
+    directory: Path, samples: Sequence[Sample], fingerprint: Fingerprint = FINGERPRINT, **settings: Any
 ) -> Path:
     vocabulary = Vocabulary(num_text=256, num_speech=4, num_image=0, bos_id=0, eos_id=0)
     shard = write_shard(directory, "x-000000", samples, vocabulary, task_sha256="task", num_in=len(samples))
     recipe = {
-        "fingerprints": ({Modality.SPEECH: fingerprint} if fingerprint else {}) | {Modality.TEXT: {}},
+        "fingerprints": {Modality.SPEECH: fingerprint, Modality.TEXT: {}},
         "text_rule": "lower",
         "settings": {"source": "librispeech", "splits": ["test-tones", "train-tones"], **settings},
     }
@@ -205,7 +205,7 @@ def test_a_root_with_other_recordings_is_refused(
         train_vocoder(replace(config, root=root, out_dir=tmp_path / "voice"))
     assert not list((tmp_path / "voice").iterdir())
     with pytest.raises(ConfigError, match="give the --root"):
-        find_utterances([tones / "shards"], root, ["nobody"])
+        find_utterances(tones / "shards", root, ["nobody"])
 
 
 def test_an_out_folder_with_something_else_in_it_stays_as_it_is(
@@ -259,7 +259,7 @@ def test_of_two_items_with_one_key_the_first_is_the_recording(tones: Path, tmp_p
     for sample in (first, second):
         write_recording(path_of(tmp_path, sample), make_units(0))
     shards = publish_samples(tmp_path / "shards", [first])
-    assert find_utterances([shards], tmp_path, [first.key])[first.key].split == "test-tones"
+    assert find_utterances(shards, tmp_path, [first.key])[first.key].split == "test-tones"
 
 
 def test_only_what_the_limit_left_counts_as_the_first(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_only_what_the_limit_left_counts_as_the_first(tmp_path: Path) -> None:
     for sample in (other, beyond, taken):
         write_recording(path_of(tmp_path, sample), sample.speech_tokens)
     shards = publish_samples(tmp_path / "shards", [other, taken], limit=1)
-    assert find_utterances([shards], tmp_path, [taken.key])[taken.key].split == "train-tones"
+    assert find_utterances(shards, tmp_path, [taken.key])[taken.key].split == "train-tones"
 
 
 @pytest.mark.parametrize("num_steps", [1, 9, 10, 11, 20])
@@ -313,10 +313,3 @@ def test_data_sets_of_other_units_are_refused_naming_both_sides(
     other = publish_samples(tmp_path / "other", samples, {**FINGERPRINT, "layer": 2})
     with pytest.raises(FingerprintMismatchError, match=r"layer is 1 in .*shards and 2 in .*other"):
         train_vocoder(replace(config, shards=(tones / "shards", other), out_dir=tmp_path / "voice"))
-
-
-def test_the_corpora_of_data_sets_without_speech_need_not_be_there(tones: Path, tmp_path: Path) -> None:
-    texts = [Sample(key="1", source="text", split="mine", text_tokens=make_units(0))]
-    shards = publish_samples(tmp_path / "texts", texts, None, source="text", splits=["mine"])
-    found = find_utterances([shards, tones / "shards"], tones, ["1-10-0000"])
-    assert found["1-10-0000"].split == "train-tones"
