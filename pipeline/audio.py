@@ -31,8 +31,8 @@ MAX_EXPANSION = 200
 """Decoded bytes (16 bit) per byte of the file, for recordings of more than `MIN_EXPANDED_BYTES`."""
 MIN_EXPANDED_BYTES = 16 << 20
 """Digital silence in FLAC expands 700-fold; where little comes out that is harmless."""
-MAX_PEAK = 1e6
-"""Full scale is 1, and 32,768 where somebody forgot to scale; encoders give no numbers for much more."""
+MAX_PEAK = 1e10
+"""Full scale is 1, and 2^31 where 32 bits were not scaled; Whisper's features overflow from about 1e18 on."""
 FRAMES_PER_SECOND = 100
 """An utterance must fill one frame of 10 ms."""
 BLOCK_SAMPLES = 1 << 18
@@ -88,7 +88,8 @@ def _load(
         # The resampler rounds the length its own way.
         waveform = _collect(blocks, 1 + math.ceil((stop - start) * sampling_rate_hz / rate_hz))
     if waveform.size < min_samples:
-        raise AudioError(f"{path}: {(stop - start) / rate_hz:.4f} s of audio, less than one frame of 10 ms")
+        heard_seconds = waveform.size / (min_samples * FRAMES_PER_SECOND)
+        raise AudioError(f"{path}: {heard_seconds:.4f} s of audio, less than one frame of 10 ms")
     return waveform
 
 

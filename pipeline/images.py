@@ -22,6 +22,9 @@ MAX_EXPANSION = 200
 MIN_EXPANDED_BYTES = 16 << 20
 """One colour expands a thousandfold in PNG; where little comes out that is harmless."""
 
+TRANSPARENCY = "on white"
+"""What shows where an image is transparent; part of what its tokens depend on."""
+
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 """What Pillow's decoders are known to raise on damaged files."""
 
@@ -29,10 +32,11 @@ _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, Ari
 def load_image(path: Path) -> Pixels:
     """Pixels of an image, height × width × 3, turned as its EXIF orientation says.
 
-    White shows through where it is transparent. Of colours of 16 bits the upper 8 are taken.
+    White shows through where it is transparent. Of colours of 16 bits, and of grey with alpha, the upper 8
+    are taken.
 
     Raises:
-        ImageError: Missing, undecodable, cut off, over a limit or grey of more than 8 bits.
+        ImageError: Missing, undecodable, cut off, over a limit or grey of more than 8 bits without alpha.
     """
     from PIL import Image
 
@@ -54,7 +58,9 @@ def _decode(path: Path) -> Pixels:
     with image:
         _check_size(path, image.width, image.height)
         if image.mode.startswith(("I", "F")):
-            raise ImageError(f"{path}: grey of more than 8 bits (mode {image.mode}); convert it")
+            raise ImageError(
+                f"{path}: grey of more than 8 bits without alpha (mode {image.mode}); convert it"
+            )
         ImageOps.exif_transpose(image, in_place=True)
         return np.array(_to_rgb(image), dtype=np.uint8)
 

@@ -1,7 +1,7 @@
 """CoVoST 2: LANGUAGE/covost_v2.X_Y.tsv, Common Voice's validated.tsv and clips/*.mp3.
 
 Items are the inner join of the two tables on `path`. Tables are read as CoVoST's own script does it: columns
-by header, no quoting, a backslash before a letter that stands for itself.
+by header, no quoting, and a backslash makes the character behind it stand for itself.
 """
 
 import csv

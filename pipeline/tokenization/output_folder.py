@@ -119,7 +119,7 @@ def _differences(there: object, here: object, where: str = "") -> Iterator[str]:
         yield f"{where} is {there} there, {here} now"
 
 
-def load_published(directory: Path, task_sha256s: Sequence[str]) -> DatasetCard | None:
+def _load_published(directory: Path, task_sha256s: Sequence[str]) -> DatasetCard | None:
     """Card of the finished data set in `directory`, None when it is not finished.
 
     Raises:
@@ -138,35 +138,49 @@ def load_published(directory: Path, task_sha256s: Sequence[str]) -> DatasetCard 
 
 
 def find_finished(
-    directory: Path, tasks: Mapping[str, ShardTask], remote: RemoteFolder | None = None
-) -> dict[str, FinishedShard]:
-    """Shards of `tasks` that are whole, by the same sha256; what `remote` has of them is fetched first.
+    directory: Path,
+    tasks: Mapping[str, ShardTask],
+    planned: Sequence[str],
+    remote: RemoteFolder | None = None,
+) -> tuple[DatasetCard | None, dict[str, FinishedShard]]:
+    """Card of the data set if it is finished, and the shards of `tasks` that are whole, by the same sha256.
 
-    One with a quarantined file that has been repaired since is not finished. Nor is one with another index
-    than the card names for its tar: that is damaged, and removed, as nothing tells without the card.
+    A shard with a quarantined file that has been repaired since is not finished. Nor is one with another
+    index than the card names for its tar.
+
+    Args:
+        directory: Of the data set; damaged indexes are removed from it.
+        tasks: To look for.
+        planned: sha256 of all tasks of the plan.
+        remote: What it has of the shards is fetched first.
+
+    Raises:
+        FingerprintMismatchError: The folder holds a finished data set of other items.
     """
     if remote is not None:
         fetch_unfinished(remote, [task.name for task in tasks.values()])
-    indexes = _published_indexes(directory)
-    finished = {}
-    for sha256, task in tasks.items():
-        shard = finished_shard(directory, task.name, sha256)
-        if shard is None or has_changed_files(task, shard.footer.ledger):
-            continue
-        if indexes.get(shard.record.tar_sha256, shard.record.index_sha256) == shard.record.index_sha256:
-            finished[sha256] = shard
-        else:
-            (directory / f"{task.name}.parquet").unlink(missing_ok=True)
-    return finished
+    card = _load_published(directory, planned)
+    if card is not None:
+        _remove_damaged_indexes(directory, card)
+    shards = ((sha256, finished_shard(directory, task.name, sha256)) for sha256, task in tasks.items())
+    return card, {
+        sha256: shard
+        for sha256, shard in shards
+        if shard is not None and not has_changed_files(tasks[sha256], shard.footer.ledger)
+    }
 
 
-def _published_indexes(directory: Path) -> dict[str, str]:
-    """sha256 of the index of each tar, by the tar's, as the card has it; empty without a card."""
-    try:
-        card = load_dataset_card(directory)
-    except ShardCorruptError:
-        return {}
-    return {shard.tar_sha256: shard.index_sha256 for shard in card.shards}
+def _remove_damaged_indexes(directory: Path, card: DatasetCard) -> None:
+    """Of all shards: once the card is withdrawn, nothing tells that such an index is not what was written."""
+    for shard in card.shards:
+        tar, index = (directory / f"{shard.name}.{suffix}" for suffix in ("tar", "parquet"))
+        # A shard that has been made again since has another tar, too.
+        if index.is_file() and sha256_file(index) != shard.index_sha256 and _is(tar, shard.tar_sha256):
+            index.unlink(missing_ok=True)
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_file(path) == sha256
 
 
 def check_same_items(directory: Path, card: DatasetCard, recipe: Recipe, tasks: Iterable[ShardTask]) -> None:

@@ -32,7 +32,6 @@ from dmlm.pipeline.tokenization.output_folder import (
     copy_codebook,
     files_are_whole,
     find_finished,
-    load_published,
     publish,
     withdraw,
 )
@@ -126,8 +125,7 @@ def tokenize_share(config: TokenizeConfig, index: int, num_shares: int) -> None:
         earlier = _open_earlier(config, plan)
         _claim(config, plan, is_alone=False)
         mine = dict(islice(plan.tasks.items(), index, None, num_shares))
-        finished = find_finished(config.out_dir, mine, config.remote)
-        load_published(config.out_dir, list(plan.tasks))
+        _, finished = find_finished(config.out_dir, mine, list(plan.tasks), config.remote)
         if len(finished) < len(mine):
             withdraw(config.out_dir)  # a repaired file gives its shard other bytes than the card says
         if config.remote is not None:  # a killed run may have finished some that it did not upload
@@ -148,8 +146,7 @@ def _tokenize(
         warn_of_other_counts(config.source, config.root, plan.tasks.values())
     earlier = _open_earlier(config, plan)
     _claim(config, plan, is_alone=True)
-    finished = find_finished(config.out_dir, plan.tasks, config.remote)
-    card = load_published(config.out_dir, list(plan.tasks))
+    card, finished = find_finished(config.out_dir, plan.tasks, list(plan.tasks), config.remote)
     if card and len(finished) == len(plan.tasks) and files_are_whole(config.out_dir, card):
         _logger.warning("%s is complete already: nothing to do", config.out_dir)
         if config.remote is not None:
@@ -162,7 +159,7 @@ def _tokenize(
     licence = add_terms(load_manifest(config.source).licence, terms)
     if spread is not None and len(finished) < len(plan.tasks):
         spread(config)
-        finished = find_finished(config.out_dir, plan.tasks, config.remote)
+        _, finished = find_finished(config.out_dir, plan.tasks, list(plan.tasks), config.remote)
     shards = list(_finish_shards(config, plan, plan.tasks, finished, earlier))
     card = publish(config.out_dir, config.source, shards, plan.recipe, plan.vocabulary, licence)
     if config.remote is not None:

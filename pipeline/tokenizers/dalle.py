@@ -22,6 +22,7 @@ from dmlm.pipeline.converters.dalle import load_dalle_decoder, load_dalle_encode
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.encoders.dvae import DOWNSAMPLING, Decoder, Encoder
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
+from dmlm.pipeline.images import TRANSPARENCY
 from dmlm.pipeline.samples import Modality, Pixels, TokenArray
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.vocabulary import check_ids
@@ -64,6 +65,7 @@ class DalleTokenizer:
             "encoder": "dalle",
             "encoder_sha256": self._sha256,
             "resolution": self._resolution,
+            "transparency": TRANSPARENCY,
             "resize": "shorter side, lanczos, centre crop",
             "map_pixels_eps": MAP_PIXELS_EPS,
         }

@@ -9,6 +9,7 @@ import numpy as np
 
 from dmlm.pipeline.codebooks.codebook import Codebook, NearestCentroid, Vectors
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMismatchError
+from dmlm.pipeline.images import TRANSPARENCY
 from dmlm.pipeline.samples import Modality, Pixels, TokenArray
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.vocabulary import check_ids
@@ -76,6 +77,7 @@ class PatchTokenizer:
         """Patch size, resolution and the codebook's sha256."""
         return {
             **self._codebook.features,
+            "transparency": TRANSPARENCY,
             "num_clusters": self.num_tokens,
             "codebook_sha256": self._codebook.sha256,
         }

@@ -102,7 +102,7 @@ def test_one_frame_is_enough_at_the_speed_that_is_heard(tmp_path, speed, num_sam
     utterance = Utterance(key="a", source="x", split="y", audio_path=path, speed=speed)
     assert load_utterance(utterance).shape == (160,)
     write(path, tone(0.1)[: num_samples - 2])
-    with pytest.raises(AudioError, match="less than one frame of 10 ms"):
+    with pytest.raises(AudioError, match=r": 0\.009\d s of audio, less than one frame of 10 ms"):
         load_utterance(utterance)
 
 
@@ -143,7 +143,7 @@ BROKEN = {
     "no samples": (lambda d: write(d / "a.wav", tone(0.0)), "holds no audio"),
     "nan": (lambda d: wav_with(d / "a.wav", np.nan), "NaN or infinite"),
     "infinite": (lambda d: wav_with(d / "a.wav", -np.inf), "NaN or infinite"),
-    "absurdly loud": (lambda d: wav_with(d / "a.wav", -1e18), "louder than 1e\\+06"),
+    "absurdly loud": (lambda d: wav_with(d / "a.wav", -1e18), "louder than 1e\\+10"),
     "raw": (lambda d: text_file(d / "a.raw"), "raw samples without a header"),
     "eight channels": (lambda d: write(d / "a.wav", np.zeros((1_600, 8))), "8 channels"),
     "rate of 100 Hz": (lambda d: write(d / "a.wav", tone(0.1), 100), "sampling rate 100 Hz"),

@@ -31,15 +31,15 @@ _TINY, _SMALL = 1e-15, 1e-9
 SIGNATURE: Final = "cider-d|orders:1-4|sigma:6|idf:references scored|tok:dmlm-ptb-2|lower|punctuation removed"
 
 _PUNCTUATION: Final = frozenset((*"'`\".?!,:;-()[]{}", "''", "``", "--", "...", "…"))
-_MARKS: Final = "".join(
+_MARKS: Final = "\u200c\u200d" + "".join(
     character for character in map(chr, range(0x300, 0x20000)) if unicodedata.category(character)[0] == "M"
 )
-"""Vowel signs and accents with a code of their own, which stand within words and are not in `\\w`."""
-_WORD: Final = rf"\w[\w{_MARKS}]*"
+"""Vowel signs and accents with a code of their own, and joiners: within words, but not in `\\w`."""
+_WORD: Final = rf"\w+(?:[{_MARKS}]+\w*)*"
 _PTB_TOKEN: Final = re.compile(
     rf"""
     n't\b | '(?:s|m|d|ll|re|ve)\b                      # clitics
-    | {_WORD}?(?=n't\b)                                # and what they cling to
+    | \w+?(?=n't\b)                                   # and what they cling to
     | \d+(?:[.,:]\d+)+ | (?:[^\W\d_]\.){{2,}}           # numbers, initials
     | {_WORD}(?:[-/&@.]{_WORD})*                      # words, with their joints
     | \.{{2,}} | -{{2,}} | \S

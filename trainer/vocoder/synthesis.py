@@ -68,7 +68,7 @@ class TrainedVocoder:
         self.waveform_maker = GRIFFIN_LIM if to_waveform is griffin_lim else GENERATOR
 
     def check_languages(self, languages: Iterable[str | None]) -> None:
-        """As UnitVocoder: it speaks any language that its recordings are in."""
+        """As UnitVocoder; it refuses none, for the language makes no difference."""
 
     def speak(self, units: TokenArray, *, are_runs: bool, language: str | None = None) -> Waveform:
         """As UnitVocoder; the language makes no difference."""

@@ -23,7 +23,7 @@ from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import Recipe, ValidationConfig
 from dmlm.trainer.data.dataset import TrainingData
-from dmlm.trainer.data.mix import Group, task_shares
+from dmlm.trainer.data.mix import Group
 from dmlm.trainer.data.tasks import MODALITIES
 from dmlm.trainer.decoding import DecodingConfig, constraint_of, decode
 from dmlm.trainer.distributed import Ranks, whole_model
@@ -250,7 +250,7 @@ def open_validator(
     """Validator of a run that trains on `groups`; None where none is wanted, or nothing is held out."""
     if not recipe.validation.every_steps:
         return None
-    sets = build_validation_set(data, recipe, task_shares(groups))
+    sets = build_validation_set(data, recipe, groups)
     if not sets:
         return None
     return Validator(

@@ -5,7 +5,7 @@ TrainingData -> held-out groups -> rows of each task, and prompts with the answe
 Suffixes: S sequence, P part of a sequence, T token, N sample of a group, D sequence that can be drawn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from hashlib import sha256
@@ -18,7 +18,7 @@ from dmlm.pipeline.samples import Modality, TokenArray
 from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.trainer.config import MixEntry, Recipe, matches
 from dmlm.trainer.data.dataset import TrainingData
-from dmlm.trainer.data.mix import Mix, build_group, rows_that_match
+from dmlm.trainer.data.mix import Group, Mix, build_group, rows_that_match, task_shares
 from dmlm.trainer.data.packing import PackedBatch, Parts, pack_rows
 from dmlm.trainer.data.rows import RowBuilder
 from dmlm.trainer.data.tasks import Task
@@ -60,14 +60,14 @@ class TaskValidationSet:
 
 
 def build_validation_set(
-    data: TrainingData, recipe: Recipe, shares: Mapping[str, float]
+    data: TrainingData, recipe: Recipe, trained: Sequence[Group]
 ) -> tuple[TaskValidationSet, ...]:
     """Held-out sequences of every task that is trained, of the sources that it is trained on.
 
     Args:
         data: Where they are.
         recipe: Of the run.
-        shares: Of the tokens of the training, by task; see `mix.task_shares`.
+        trained: Groups of the recipe's mix that it trains on, in order.
 
     Returns:
         One set for each task that has held-out sequences.
@@ -76,6 +76,7 @@ def build_validation_set(
     if not splits:
         return ()
     quiet = replace(recipe.sequence, unit_noise=0.0, text_noise=0.0, target_unit_noise=0.0)
+    shares = task_shares(trained)
     tasks = (task for task in dict.fromkeys(entry.task for entry in recipe.mix) if task in shares)
     entries = tuple(MixEntry(task=task, weight=1.0) for task in tasks)
     held_out = replace(recipe, mix=entries, splits=tuple(map(escape, splits)), sequence=quiet)
@@ -86,7 +87,11 @@ def build_validation_set(
     builder = RowBuilder(data, mix, quiet, SEED)
     sets = []
     for number, group in enumerate(groups):
-        patterns = [entry.source for entry in recipe.mix if entry.task == group.task.name]
+        patterns = [
+            entry.source
+            for entry, of_entry in zip(recipe.mix, trained, strict=True)
+            if entry.task == group.task.name and of_entry.weight
+        ]
         is_trained_on_D = rows_that_match(data.index["source"], patterns)[mix.rows_D]
         draws = np.flatnonzero((mix.group_D == number) & is_trained_on_D)
         chosen = generator_for(SEED, "validation", group.name).permutation(draws)

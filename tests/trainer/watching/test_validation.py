@@ -15,7 +15,7 @@ from dmlm.trainer import step
 from dmlm.trainer.checkpoint import load_checkpoint
 from dmlm.trainer.config import MixEntry, Recipe, TrainConfig, ValidationConfig, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
-from dmlm.trainer.data.mix import build_groups, task_shares
+from dmlm.trainer.data.mix import build_groups
 from dmlm.trainer.data.tasks import MODALITIES
 from dmlm.trainer.distributed import ALONE
 from dmlm.trainer.loop import train
@@ -72,7 +72,7 @@ def validate(config: TrainConfig, recipe: Recipe) -> tuple[Any, Validation]:
 
 
 def find_sets(data: TrainingData, recipe: Recipe) -> tuple[TaskValidationSet, ...]:
-    return build_validation_set(data, recipe, task_shares(build_groups(data, recipe)))
+    return build_validation_set(data, recipe, build_groups(data, recipe))
 
 
 def test_losses_are_those_of_stock_transformers_one_sequence_at_a_time(config: TrainConfig) -> None:
@@ -264,6 +264,19 @@ def test_a_task_is_validated_on_the_sources_that_it_is_trained_on(
     keys = {tasks.task.name: {question.key for question in tasks.questions} for tasks in sets}
     assert keys["t2s"] == {key for key in keys["asr"] if not key.startswith("other-")}
     assert keys["t2s"] < keys["asr"]
+
+
+def test_a_source_without_samples_to_train_on_is_not_validated(
+    token_shards: Path, write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    held_out = (s for s in iter_samples(token_shards) if s.split == "test")
+    samples = [replace(s, key=f"other-{s.key}", source="other") for s in held_out]
+    data = open_training_data([token_shards, write_shards(tmp_path / "other", samples)])
+    mix = tuple(MixEntry(task="asr", source=source, weight=1) for source in ("toy", "other"))
+    validation = replace(RECIPE.validation, num_sequences=100, num_decoded=100)
+    (asr,) = find_sets(data, replace(RECIPE, mix=mix, validation=validation))
+    assert asr.questions
+    assert not [question.key for question in asr.questions if question.key.startswith("other-")]
 
 
 def test_there_is_no_noise_in_what_a_run_is_validated_on(token_shards: Path) -> None:
