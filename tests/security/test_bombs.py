@@ -266,11 +266,11 @@ def test_annotation_bombs(measure_costs: Callable[..., list], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("place", "message"), [("title", "must be str"), ("counted", "must be one of samples")]
+    ("place", "message"), [("licence", "must be str"), ("counted", "must be one of samples")]
 )
 def test_manifest_bomb_has_a_short_message(place: str, message: str) -> None:
     lists = ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
-    keys = {"name", "title", "licence", "default_root", "corpus_dir", "text_rule"} - {place}
+    keys = {"name", "licence", "default_root", "corpus_dir", "text_rule"} - {place}
     text = f"{place}: [&a0 [ha], {lists}]\n" + "".join(f"{key}: a\n" for key in keys) + "splits: []\n"
     with pytest.raises(ConfigError, match=f"{place} {message}") as raised:
         parse_corpus_manifest(text, "bomb.yaml")
