@@ -230,7 +230,7 @@ def tokenize(
         --out shards/librispeech
     """
     from dmlm.pipeline.tokenization.dry_run import estimate_run
-    from dmlm.pipeline.tokenization.running import TokenizeConfig
+    from dmlm.pipeline.tokenization.planning import TokenizeConfig
 
     if dry_run and reuse_dir is not None:
         raise ConfigError("--dry-run measures how long encoding takes; leave out --reuse")

@@ -142,6 +142,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def has_sha256(path: Path, sha256: str) -> bool:
+    """Whether the file is there, with these bytes; it may vanish meanwhile."""
+    try:
+        return path.is_file() and sha256_file(path) == sha256
+    except FileNotFoundError:
+        return False
+
+
 def sha256_json(content: Any) -> str:
     """Hexadecimal sha256 of a json value in canonical form (sorted keys, no spaces)."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -21,8 +21,9 @@ from dmlm.pipeline.shards import verify_dataset
 from dmlm.pipeline.storage import write_json
 from dmlm.pipeline.synthesis.corpora import SampleConfig, write_sample_corpora
 from dmlm.pipeline.synthesis.readings import SENTENCE_CHAPTERS, TEST_SPLIT
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
 from dmlm.pipeline.tokenization.report import TokenizeReport
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import TrainConfig, load_recipe
 from dmlm.trainer.demo_pictures import write_reconstructions

@@ -1,6 +1,7 @@
 """Shares in processes of this machine; with several GPUs one worker each."""
 
 import os
+import signal
 from dataclasses import replace
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -8,7 +9,8 @@ from threading import Thread
 from typing import Any
 
 from dmlm.pipeline.errors import DmlmError, RankError
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize_share
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize_share
 
 
 def run_locally(config: TokenizeConfig, num_workers: int) -> None:
@@ -44,6 +46,7 @@ def run_locally(config: TokenizeConfig, num_workers: int) -> None:
 def _run_share(sender: Connection, config: TokenizeConfig, index: int, num_shares: int) -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // num_shares))
     try:

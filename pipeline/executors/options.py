@@ -10,7 +10,7 @@ import click
 from dmlm.pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dmlm.pipeline.tokenization.running import TokenizeConfig
+    from dmlm.pipeline.tokenization.planning import TokenizeConfig
 
 Command = Callable[..., Any]
 

@@ -9,7 +9,8 @@ from typing import Final
 
 from dmlm.pipeline.errors import MissingDependencyError, RankError
 from dmlm.pipeline.sources.hub import HUB
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize_share
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize_share
 from dmlm.pipeline.tokenizers.pretrained import absolute_name
 
 MAX_RETRIES: Final = 10

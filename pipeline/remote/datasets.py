@@ -15,7 +15,7 @@ from dmlm.pipeline.errors import CorruptInputError, ShardCorruptError
 from dmlm.pipeline.remote.folder import MissingFileError, RemoteFolder, alone_in, in_parallel
 from dmlm.pipeline.shards import DatasetCard
 from dmlm.pipeline.shards.card import CARD_NAME, parse_dataset_card
-from dmlm.pipeline.storage import sha256_file, write_bytes
+from dmlm.pipeline.storage import has_sha256, write_bytes
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 """In the order of uploading: an index vouches for its tar."""
@@ -41,8 +41,8 @@ def fetch_dataset(remote: RemoteFolder, *, is_afresh: bool = False) -> Path:
             card_path.unlink(missing_ok=True)
 
         def fetch(name: str) -> None:
-            if is_afresh or not _is_file(remote.local / name, sums[name]):
-                remote.fetch(name, lambda path: _is_file(path, sums[name]))
+            if is_afresh or not has_sha256(remote.local / name, sums[name]):
+                remote.fetch(name, lambda path: has_sha256(path, sums[name]))
 
         try:
             in_parallel(fetch, list(sums), f"mirror {remote.address} in {remote.local}")
@@ -61,9 +61,15 @@ def fetch_missing(remote: RemoteFolder, names: Iterable[str]) -> None:
         in_parallel(remote.fetch, missing, f"mirror {remote.address} in {remote.local}")
 
 
+def fetch_shards(remote: RemoteFolder, names: Iterable[str]) -> None:
+    """Mirrors what others have uploaded of these shards."""
+    fetch_missing(remote, [name + suffix for name in names for suffix in SHARD_SUFFIXES])
+
+
 def fetch_unfinished(remote: RemoteFolder, names: Iterable[str]) -> None:
     """Mirrors what others have uploaded of these shards, and of the rest if it was finished once."""
-    fetch_missing(remote, [CARD_NAME, *(name + suffix for name in names for suffix in SHARD_SUFFIXES)])
+    fetch_missing(remote, [CARD_NAME])
+    fetch_shards(remote, names)
     card_path = remote.local / CARD_NAME
     if card_path.is_file():
         try:
@@ -102,10 +108,6 @@ def _read_card(remote: RemoteFolder) -> tuple[bytes, dict[str, str]]:
     sums = {f"{record.name}.tar": record.tar_sha256 for record in card.shards}
     sums |= {f"{record.name}.parquet": record.index_sha256 for record in card.shards}
     return content, {**sums, **card.files}
-
-
-def _is_file(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_file(path) == sha256
 
 
 def _remove_others(directory: Path, kept: Iterable[str]) -> None:

@@ -101,7 +101,7 @@ def _decode(line: Line) -> Mapping[str, object]:
 
 def _split_of(content: Mapping[str, object]) -> str | None:
     split = content.get("split")
-    return split if isinstance(split, str) else None
+    return split if _fits("split", split) else None
 
 
 def _to_record(content: Mapping[str, object]) -> _Record:
@@ -118,7 +118,7 @@ def _to_record(content: Mapping[str, object]) -> _Record:
 
 def _fits(name: str, value: object) -> bool:
     if not name.endswith("_seconds"):
-        return isinstance(value, str)
+        return isinstance(value, str) and (name != "split" or value.isprintable())
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 

@@ -13,7 +13,7 @@ from dmlm.pipeline.samples import Broken, ImageCaption, Sample, Skipped, SourceI
 from dmlm.pipeline.shards import FinishedShard, TokenCounts, write_shard
 from dmlm.pipeline.shards.ustar import END_OF_TAR
 from dmlm.pipeline.tokenization.completeness import warn_of_other_counts
-from dmlm.pipeline.tokenization.running import TokenizeConfig, TokenizePlan, plan_tokenization
+from dmlm.pipeline.tokenization.planning import TokenizeConfig, TokenizePlan, plan_tokenization
 from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers.choosing import chosen_codebook
 

@@ -218,6 +218,7 @@ def _quarantined(item: SourceItem, stage: str, error: SampleError) -> LedgerEntr
     # Names, not paths: the ledger is part of the data set and must not depend on where the corpus lies.
     if path is not None:
         reason = reason.replace(str(path), path.name)
+    reason = reason.encode(errors="backslashreplace").decode()  # a name need not be UTF-8
     return LedgerEntry(
         key=item.key,
         outcome="quarantined",

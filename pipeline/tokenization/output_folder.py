@@ -23,8 +23,9 @@ from dmlm.pipeline.shards import (
     write_dataset_card,
 )
 from dmlm.pipeline.shards.card import CARD_NAME, LEDGER_NAME, encode_ledger
-from dmlm.pipeline.storage import encode_json, sha256_file, write_bytes, write_json
+from dmlm.pipeline.storage import encode_json, has_sha256, sha256_file, write_bytes, write_json
 from dmlm.pipeline.tokenization.quarantined_files import has_changed_files
+from dmlm.pipeline.tokenization.report import REPORT_NAME
 from dmlm.pipeline.tokenization.shard_tasks import Recipe, ShardTask, task_sha256
 from dmlm.pipeline.tokenizers.registry import CARD, UNITS, read_card
 from dmlm.pipeline.vocabulary import Vocabulary
@@ -119,7 +120,9 @@ def _differences(there: object, here: object, where: str = "") -> Iterator[str]:
         yield f"{where} is {there} there, {here} now"
 
 
-def _load_published(directory: Path, task_sha256s: Sequence[str]) -> DatasetCard | None:
+def _load_published(
+    directory: Path, task_sha256s: Sequence[str], remote: RemoteFolder | None
+) -> DatasetCard | None:
     """Card of the finished data set in `directory`, None when it is not finished.
 
     Raises:
@@ -130,9 +133,10 @@ def _load_published(directory: Path, task_sha256s: Sequence[str]) -> DatasetCard
     except ShardCorruptError:
         return None
     if [shard.task_sha256 for shard in card.shards] != task_sha256s:
+        places = f" at {remote.address} and in {directory}" if remote else ""
         raise FingerprintMismatchError(
             f"{directory} holds a finished data set, but the corpus has changed since; choose another --out, "
-            f"or delete {CARD_NAME} to do the changed shards again"
+            f"or delete {CARD_NAME}{places} to do the changed shards again"
         )
     return card
 
@@ -146,7 +150,7 @@ def find_finished(
     """Card of the data set if it is finished, and the shards of `tasks` that are whole, by the same sha256.
 
     A shard with a quarantined file that has been repaired since is not finished. Nor is one with another
-    index than the card names for its tar.
+    index than the card names for its tar, or whose ledger is not its own: `index` puts several into one.
 
     Args:
         directory: Of the data set; damaged indexes are removed from it.
@@ -159,14 +163,16 @@ def find_finished(
     """
     if remote is not None:
         fetch_unfinished(remote, [task.name for task in tasks.values()])
-    card = _load_published(directory, planned)
+    card = _load_published(directory, planned, remote)
     if card is not None:
         _remove_damaged_indexes(directory, card)
     shards = ((sha256, finished_shard(directory, task.name, sha256)) for sha256, task in tasks.items())
     return card, {
         sha256: shard
         for sha256, shard in shards
-        if shard is not None and not has_changed_files(tasks[sha256], shard.footer.ledger)
+        if shard is not None
+        and shard.footer.num_in == len(tasks[sha256].items)
+        and not has_changed_files(tasks[sha256], shard.footer.ledger)
     }
 
 
@@ -174,13 +180,9 @@ def _remove_damaged_indexes(directory: Path, card: DatasetCard) -> None:
     """Of all shards: once the card is withdrawn, nothing tells that such an index is not what was written."""
     for shard in card.shards:
         tar, index = (directory / f"{shard.name}.{suffix}" for suffix in ("tar", "parquet"))
-        # A shard that has been made again since has another tar, too.
-        if index.is_file() and sha256_file(index) != shard.index_sha256 and _is(tar, shard.tar_sha256):
+        # One that was made again has another tar, too; or another ledger alone, and is made once more.
+        if not has_sha256(index, shard.index_sha256) and has_sha256(tar, shard.tar_sha256):
             index.unlink(missing_ok=True)
-
-
-def _is(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_file(path) == sha256
 
 
 def check_same_items(directory: Path, card: DatasetCard, recipe: Recipe, tasks: Iterable[ShardTask]) -> None:
@@ -203,15 +205,13 @@ def check_same_items(directory: Path, card: DatasetCard, recipe: Recipe, tasks: 
 def files_are_whole(directory: Path, card: DatasetCard) -> bool:
     """Whether ledger and codebook are as the card says, and the indexes too."""
     files = {**card.files, **{f"{shard.name}.parquet": shard.index_sha256 for shard in card.shards}}
-    return all(
-        (directory / name).is_file() and sha256_file(directory / name) == sha256
-        for name, sha256 in files.items()
-    )
+    return all(has_sha256(directory / name, sha256) for name, sha256 in files.items())
 
 
 def withdraw(directory: Path) -> None:
     """From now on the folder is no data set, until it is published again."""
-    (directory / CARD_NAME).unlink(missing_ok=True)
+    for name in (CARD_NAME, REPORT_NAME):
+        (directory / name).unlink(missing_ok=True)
 
 
 def publish(

@@ -22,7 +22,7 @@ from dmlm.pipeline.shards.format import MODALITY_OF, token_members
 from dmlm.pipeline.sources import read_options
 from dmlm.pipeline.tokenization.item_encoding import ItemEncoder
 from dmlm.pipeline.tokenization.output_folder import check_same_items
-from dmlm.pipeline.tokenization.running import TokenizeConfig, TokenizePlan, plan_tokenization
+from dmlm.pipeline.tokenization.planning import TokenizeConfig, TokenizePlan, plan_tokenization
 from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers import Fingerprint
 from dmlm.pipeline.tokenizers.pretrained import TRANSFORMERS

@@ -15,7 +15,7 @@ from typing import Any
 from dmlm.pipeline.encoders import Precision, WindowMode
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.storage import sha256_file, write_json
+from dmlm.pipeline.storage import has_sha256, sha256_file, write_json
 from dmlm.pipeline.tokenizers import ImageTokenizer, SpeechTokenizer, TextTokenizer
 from dmlm.pipeline.tokenizers.pretrained import (
     TRANSFORMERS,
@@ -107,7 +107,7 @@ def load_tokenizers(directory: Path, device: str = "auto", unit_backend: str = T
     """
     for name, sha256 in read_card(directory)["files"].items():
         path = directory / name
-        if not path.is_file() or sha256_file(path) != sha256:
+        if not has_sha256(path, sha256):
             raise CorruptInputError(f"{path}: missing, or changed since the build; build the codebook again")
     return Tokenizers(directory, device, unit_backend)
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from dmlm.pipeline.codebooks.building import BuildCodebookConfig, SourceShare, build_codebook
 from dmlm.pipeline.errors import ShardCorruptError
 from dmlm.pipeline.shards import load_dataset_card
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.config import Recipe, TrainConfig, recipe_from_json
 
 SCRIPT = Path(__file__).with_name("dying_run.py")

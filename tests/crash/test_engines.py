@@ -18,7 +18,8 @@ from dmlm.pipeline.executors.local import run_locally
 from dmlm.pipeline.executors.options import Engine
 from dmlm.pipeline.executors.ray_cluster import _absolute, run_on_ray
 from dmlm.pipeline.shards import load_dataset_card
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize, tokenize_share
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize, tokenize_share
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
 Settings = Callable[[Path], TokenizeConfig]
@@ -128,7 +129,7 @@ RUN_LOCALLY = """
 import sys
 from pathlib import Path
 from dmlm.pipeline.executors.local import run_locally
-from dmlm.pipeline.tokenization.running import TokenizeConfig
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
 root, out_dir = map(Path, sys.argv[1:])
 config = TokenizeConfig(
     source="coco", root=root, codebook_dir=root / "codebook", out_dir=out_dir, samples_per_shard=1

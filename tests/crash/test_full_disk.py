@@ -20,7 +20,8 @@ import pytest
 
 from dmlm.pipeline.errors import ExitCode
 from dmlm.pipeline.shards import verify_dataset
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.checkpoint import latest_checkpoint
 from dmlm.trainer.config import Recipe, TrainConfig
 from dmlm.trainer.loop import train

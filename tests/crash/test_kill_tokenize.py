@@ -19,7 +19,8 @@ import pytest
 
 from dmlm.pipeline.errors import ConfigError, ExitCode, ShardCorruptError
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 
 RUN = """
 import os, signal

@@ -24,7 +24,8 @@ BLOCK_BYTES = 16 << 20
 TOKENIZE = """
 import json, sys
 from pathlib import Path
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 config = TokenizeConfig(

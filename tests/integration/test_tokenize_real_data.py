@@ -7,8 +7,9 @@ import soundfile
 
 from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, verify_dataset
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
 from dmlm.pipeline.tokenization.report import TokenizeReport
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import tokenize
 
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 

@@ -8,7 +8,8 @@ import pytest
 import soundfile
 
 from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.config import (
     BatchConfig,
     MixEntry,

@@ -22,7 +22,8 @@ from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.samples import Broken, ImageCaption, TextLine
 from dmlm.pipeline.sources import SourceOptions, open_source
 from dmlm.pipeline.sources.hub import HubName, commit_of, pinned
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 
 OLD, NEW = "0" * 40, "f" * 40

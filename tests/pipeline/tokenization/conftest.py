@@ -12,7 +12,8 @@ import soundfile
 from PIL import Image
 
 from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 
 UTTERANCE_SECONDS = [0.3, 1.234, 31.0, 0.02, 2.0, 0.77, 1.5, 0.5]
 NUM_IMAGES, NUM_CAPTIONS = 4, 3

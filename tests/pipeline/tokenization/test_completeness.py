@@ -14,7 +14,7 @@ from dmlm.pipeline.samples import Skipped, SourceItem, Utterance
 from dmlm.pipeline.sources import SourceOptions
 from dmlm.pipeline.synthesis.reports import FINISHED
 from dmlm.pipeline.tokenization.completeness import warn_of_other_counts
-from dmlm.pipeline.tokenization.running import TokenizeConfig, plan_tokenization
+from dmlm.pipeline.tokenization.planning import TokenizeConfig, plan_tokenization
 from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice, chosen_codebook
 

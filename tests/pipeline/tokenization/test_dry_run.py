@@ -8,7 +8,8 @@ import pytest
 from dmlm.pipeline.shards import load_dataset_card
 from dmlm.pipeline.tokenization import dry_run
 from dmlm.pipeline.tokenization.dry_run import DryRunReport, estimate_run
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 
 SPEECH, IMAGES = "librispeech", "coco"
 

@@ -11,7 +11,8 @@ from dmlm.pipeline.errors import BadSampleBudgetError, ConfigError, FingerprintM
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, verify_dataset
 from dmlm.pipeline.sources import SourceOptions
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.pipeline.tokenizers.registry import load_tokenizers
 
 
@@ -42,6 +43,16 @@ def test_text_lines_become_samples_without_speech(tiny_corpora: Path, folder: Pa
     card = load_dataset_card(out_dir)
     assert set(card.fingerprints) == {Modality.TEXT}
     assert not (out_dir / "codebook" / "speech").exists()
+
+
+def test_names_that_are_no_text_are_quarantined(tiny_corpora: Path, folder: Path) -> None:
+    lines = ({"audio": "caf\udce9.wav"}, {"text": "Hello.", "split": "\ud800"}, {"text": "Hello."})
+    (folder / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    out_dir = run(tiny_corpora, "jsonl", folder)
+    assert [sample.text for sample in iter_samples(out_dir)] == ["Hello."]
+    ledger = [json.loads(line)["reason"] for line in (out_dir / "ledger.jsonl").read_text().splitlines()]
+    assert "no file caf\\udce9.wav" in ledger[0]
+    assert "split must be text" in ledger[1]
 
 
 def test_units_go_into_shards_as_they_are_with_a_fingerprint_of_their_own(

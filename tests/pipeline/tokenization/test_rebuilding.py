@@ -9,7 +9,8 @@ from dmlm.cli import run
 from dmlm.pipeline.errors import ExitCode, ShardCorruptError
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
 from dmlm.pipeline.shards.rebuilding import rebuild_indexes
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 
 Content = Callable[[Path], dict[str, bytes]]
 
@@ -52,6 +53,20 @@ def test_all_indexes_can_be_made_again(dataset: Path) -> None:
     assert rebuild_indexes(dataset).num_rebuilt == 4
     verify_dataset(dataset)
     assert load_dataset_card(dataset).totals == totals
+
+
+def test_shards_whose_ledgers_index_put_into_one_are_made_again(
+    dataset: Path, content: Content, root: Path, settings: Callable[..., TokenizeConfig]
+) -> None:
+    before = content(dataset)
+    for path in index_paths(dataset):
+        path.unlink()
+    rebuild_indexes(dataset)
+    tar = index_paths(dataset)[1].with_suffix(".tar")
+    tar.write_bytes(tar.read_bytes()[:-1])
+    report = tokenize(settings(root, dataset, "coco"))
+    assert (report.num_in, report.num_quarantined) == (12, 3)
+    assert content(dataset) == before
 
 
 def test_a_whole_data_set_stays_as_it_is(dataset: Path, content: Content) -> None:

@@ -17,7 +17,8 @@ from dmlm.pipeline.remote import folder as remote_folder
 from dmlm.pipeline.remote.datasets import fetch_dataset
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.shards import verify_dataset
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize, tokenize_share
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize, tokenize_share
 from dmlm.trainer.data.dataset import open_training_data
 
 ADDRESS = "s3://bucket/shards/speech"
@@ -173,7 +174,8 @@ def test_a_finished_data_set_of_another_corpus_is_refused(
     tokenize(on_machine("one"))
     server.requests.clear()
     (root / "LibriSpeech" / "train-tiny" / "7" / "9" / "7-9-0000.flac").write_bytes(b"another")
-    with pytest.raises(FingerprintMismatchError, match="the corpus has changed since"):
+    message = f"the corpus has changed since.*delete dataset.json at {ADDRESS} and in "
+    with pytest.raises(FingerprintMismatchError, match=message):
         tokenize(replace(on_machine("two"), root=root))
     assert uploaded(server) == []
 

@@ -15,7 +15,8 @@ from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
 from dmlm.pipeline.encoders.whisper import WhisperEncoder
 from dmlm.pipeline.errors import ConfigError, DmlmError, FingerprintMismatchError, ShardCorruptError
 from dmlm.pipeline.shards import verify_dataset
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.pipeline.tokenizers.patch import PatchTokenizer
 from dmlm.pipeline.tokenizers.registry import read_card, write_card
 
@@ -23,7 +24,8 @@ RUN_KILLED_IN_SHARD_1 = """
 import os, signal, sys
 from pathlib import Path
 from dmlm.pipeline.tokenization.item_encoding import ItemEncoder
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 
 encode = ItemEncoder.encode
 

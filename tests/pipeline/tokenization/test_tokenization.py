@@ -20,7 +20,8 @@ from dmlm.pipeline.errors import (
     ShardCorruptError,
 )
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, verify_dataset
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.pipeline.tokenizers.registry import load_tokenizers
 
 

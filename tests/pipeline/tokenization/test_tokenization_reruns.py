@@ -1,5 +1,6 @@
 """`tokenize` into a folder that is not new: kept, repaired, or refused, but never mixed."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from dmlm.pipeline.errors import (
 )
 from dmlm.pipeline.shards import verify_dataset
 from dmlm.pipeline.shards.index import read_index
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize, tokenize_share
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize, tokenize_share
 
 
 def flac(root: Path, number: int) -> Path:
@@ -111,6 +113,17 @@ def flip_bit(path: Path) -> None:
     data[data.index(b'"audio_seconds":')] ^= 1
     path.write_bytes(data)
     read_index(path)
+
+
+def test_the_report_comes_back_of_a_run_killed_behind_the_card(
+    settings: Callable[..., TokenizeConfig], tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_corpora, shutil.copytree(tiny_dataset, tmp_path / "out"))
+    path = config.out_dir / "report.json"
+    num_in = json.loads(path.read_text())["num_in"]
+    path.unlink()
+    tokenize(config)
+    assert json.loads(path.read_text())["num_in"] == num_in
 
 
 @pytest.mark.parametrize("num_shares", [0, 1, 2])

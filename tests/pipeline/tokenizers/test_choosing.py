@@ -22,8 +22,9 @@ from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMism
 from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.shards import load_dataset_card, verify_dataset
 from dmlm.pipeline.shards.reading import iter_samples
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
 from dmlm.pipeline.tokenization.report import TokenizeReport
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.pipeline.tokenizers import pretrained
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice
 from dmlm.pipeline.tokenizers.registry import load_tokenizers

@@ -11,7 +11,8 @@ from PIL import Image
 from dmlm.cli import run
 from dmlm.pipeline.codebooks.building import BuildCodebookConfig, SourceShare, build_codebook
 from dmlm.pipeline.errors import ConfigError, ImageError
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.config import (
     BatchConfig,
     MixEntry,

@@ -13,7 +13,8 @@ from dmlm.cli import run
 from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import AudioError, ConfigError
 from dmlm.pipeline.samples import Waveform
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.config import TrainConfig
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import cut_recording, transcribe

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dmlm.cli import run
-from dmlm.pipeline.tokenization.running import TokenizeConfig, tokenize
+from dmlm.pipeline.tokenization.planning import TokenizeConfig
+from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.config import MixEntry, TrainConfig
 from dmlm.trainer.loop import train
 
