@@ -101,7 +101,7 @@ def _decode(line: Line) -> Mapping[str, object]:
 
 def _split_of(content: Mapping[str, object]) -> str | None:
     split = content.get("split")
-    return split if _fits("split", split) else None
+    return split if isinstance(split, str) and split.isprintable() else None
 
 
 def _to_record(content: Mapping[str, object]) -> _Record:
