@@ -43,7 +43,8 @@ class SequenceConfig:
     """How a sample becomes a token sequence."""
 
     max_length: int = 2048
-    """Longest sequence; longer ones are refused by name, never cropped. Also the number of positions."""
+    """Longest sequence; samples with longer ones are left out and named, never cropped. Also the number of
+    positions."""
     collapse_runs: bool = False
     """Runs of equal speech units become one unit, in source and target alike."""
     target_only: bool = False
