@@ -31,7 +31,7 @@ class ModelConfig:
     num_layers: int = 4
     """Of a model from scratch."""
     width: int = 192
-    """Of a model from scratch; a multiple of `num_heads`."""
+    """Of a model from scratch; a multiple of `num_heads`, of Llama an even one."""
     num_heads: int = 4
     """Of a model from scratch."""
     dropout: float = 0.1
