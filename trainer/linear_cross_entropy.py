@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dmlm.trainer.products import multiply
+
 CPU_CHUNK_LOGITS: Final = 2**20
 """Logits at a time: 4 MB in float32, which stay in the cache of a processor (docs/loss.md)."""
 CHUNK_LOGITS: Final = 2**24
@@ -56,7 +58,7 @@ class _Gradients:
         stop = start + len(weights_C)
         # The weights scale the narrow matrices, not the wide one.
         if self.hidden_ND is not None:
-            self.hidden_ND[start:stop] = (residual_CV @ matrix_VD) * weights_C[:, None]
+            self.hidden_ND[start:stop] = multiply(residual_CV, matrix_VD.T) * weights_C[:, None]
         if self.weight_VD is not None:
             weighted_CD = hidden_CD * weights_C[:, None].to(hidden_CD.dtype)
             if self.weight_VD.dtype == residual_CV.dtype:
@@ -97,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden_ND), size):
                 rows = slice(start, start + size)
                 hidden_CD = hidden_ND[rows].to(dtype)
-                logits_CV = torch.nn.functional.linear(hidden_CD, matrix_VD, offsets_V)
+                logits_CV = multiply(hidden_CD, matrix_VD, offsets_V)
                 losses_N[rows], residual_CV = _losses_and_residual(logits_CV.to(exact), targets_N[rows])
                 gradients.add(start, residual_CV.to(dtype), hidden_CD, matrix_VD, weights_N[rows].to(exact))
         ctx.gradients, ctx.dtypes = gradients, [None if t is None else t.dtype for t in inputs]

@@ -9,6 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from dmlm.trainer.products import multiply
+
 _LARGE_WEIGHT: Final = 1 << 17
 """Numbers that do not stay in a core's cache. A smaller weight is not worth turning its product around."""
 _FEW_ROWS: Final = 4
@@ -24,13 +26,15 @@ def make_product(weight_OD: Tensor, bias_O: Tensor | None) -> Layer:
     """Rows N × D times the transposed weight, plus the bias: N × O."""
     weight_DO, is_large = weight_OD.T, _is_large(weight_OD)
 
-    def multiply(x_ND: Tensor) -> Tensor:
+    def take(x_ND: Tensor) -> Tensor:
         if is_large and len(x_ND) <= _FEW_ROWS:
             y_NO = _multiply_weight_first(x_ND, weight_OD)
             return y_NO if bias_O is None else y_NO.add_(bias_O)
+        if is_large:
+            return multiply(x_ND, weight_OD, bias_O)
         return torch.mm(x_ND, weight_DO) if bias_O is None else torch.addmm(bias_O, x_ND, weight_DO)
 
-    return multiply
+    return take
 
 
 def make_adding(weight_OD: Tensor, bias_O: Tensor | None) -> Adding:
@@ -40,6 +44,8 @@ def make_adding(weight_OD: Tensor, bias_O: Tensor | None) -> Adding:
     def add(x_NO: Tensor, h_ND: Tensor) -> Tensor:
         if is_large and len(h_ND) <= _FEW_ROWS:
             y_NO = _multiply_weight_first(h_ND, weight_OD).add_(x_NO)
+        elif is_large:
+            return multiply(h_ND, weight_OD, bias_O).add_(x_NO)
         else:
             y_NO = torch.addmm(x_NO, h_ND, weight_DO)
         return y_NO if bias_O is None else y_NO.add_(bias_O)
