@@ -18,7 +18,7 @@ _HEAD = """# Benchmarks
 
 Written by `make bench`; docs/benchmarks.md says what each row is. Medians of sides that take turns in one run
 on the same data. The ratio says how many times better dmlm is than the best of its peers. A peer called
-`wanted` is a figure to reach; `bare sgemm` is what the processor can do.
+`wanted` is a figure to reach; `bare sgemm` is what torch's product of large matrices does.
 
 | row | dmlm | peers | unit | ratio | target | reached | H100 |
 |---|---|---|---|---|---|---|---|
