@@ -42,7 +42,12 @@ def root_option(remark: str = "") -> Decorator:
 
 def split_option() -> Decorator:
     """`--split`, several times."""
-    return click.option("--split", "splits", multiple=True, help="Split to read; may be repeated.")
+    return click.option(
+        "--split",
+        "splits",
+        multiple=True,
+        help="Split to read, which every source must have; may be repeated.",
+    )
 
 
 def limit_option(what: str) -> Decorator:

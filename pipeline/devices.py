@@ -18,8 +18,10 @@ def open_device(name: str) -> torch.device:
         raise ConfigError(f"device {name}: no GPU that torch can use; try --device cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name}: not a device; use auto, cpu, cuda or cuda:N") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name}: not a device that dmlm runs on; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= (num_gpus := torch.cuda.device_count()):
         raise ConfigError(f"device {name}: torch sees {num_gpus} GPUs here, cuda:0 to cuda:{num_gpus - 1}")
     return device

@@ -25,7 +25,7 @@ from dmlm.pipeline.tokenization.planning import TokenizeConfig
 from dmlm.pipeline.tokenization.report import TokenizeReport
 from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.checkpoint import latest_checkpoint
-from dmlm.trainer.config import TrainConfig, load_recipe
+from dmlm.trainer.config import Recipe, TrainConfig, load_recipe
 from dmlm.trainer.demo_pictures import write_reconstructions
 from dmlm.trainer.demo_results import DemoResults
 from dmlm.trainer.loop import TrainReport, train
@@ -82,6 +82,8 @@ def run_demo(config: DemoConfig) -> None:
         DmlmError: A stage failed; run the demo again to go on from there.
     """
     out_dir, seed = config.out_dir, config.seed
+    # A recipe that is none shows before the work of the stages in front of training.
+    recipe = load_recipe(config.recipe, {} if config.num_steps is None else {"num_steps": config.num_steps})
     stages = Stages()
     root, codebook_dir = out_dir / "sample", out_dir / "codebook"
     shard_dirs = {source: out_dir / "shards" / source for source in SOURCES}
@@ -98,7 +100,7 @@ def run_demo(config: DemoConfig) -> None:
         for directory in shard_dirs.values():
             click.echo(verify_dataset(directory).summary())
     with stages.run("train", "one joint model"):
-        trained = _train(config, tuple(shard_dirs.values()))
+        trained = _train(config, recipe, tuple(shard_dirs.values()))
         click.echo(trained.table())
     with stages.run("train-vocoder", "units to waveforms"):
         _train_vocoder(config, shard_dirs["librispeech"], root)
@@ -152,9 +154,8 @@ def _tokenize(source: str, root: Path, codebook_dir: Path, out_dir: Path) -> Tok
     return report
 
 
-def _train(config: DemoConfig, shard_dirs: tuple[Path, ...]) -> TrainReport:
+def _train(config: DemoConfig, recipe: Recipe, shard_dirs: tuple[Path, ...]) -> TrainReport:
     out_dir = config.out_dir / "train"
-    recipe = load_recipe(config.recipe, {} if config.num_steps is None else {"num_steps": config.num_steps})
     resume = latest_checkpoint(out_dir) is not None
     return train(
         TrainConfig(shards=shard_dirs, recipe=recipe, out_dir=out_dir, resume=resume, seed=config.seed)

@@ -20,7 +20,7 @@ CPU_CHUNK_LOGITS: Final = 2**20
 CHUNK_LOGITS: Final = 2**24
 """The same on other devices: 64 MB in float32. At this size chunks cost no time."""
 MIN_CHUNK_TOKENS: Final = 256
-"""However large the vocabulary: products of fewer rows are slow."""
+"""However large the vocabulary: products of fewer rows are slow. Chunks hold a multiple of it."""
 
 
 def linear_cross_entropy(
@@ -40,7 +40,7 @@ def linear_cross_entropy(
 def chunk_tokens(device_type: str, num_ids: int) -> int:
     """Tokens that go through at a time, for a vocabulary of `num_ids`."""
     num_logits = CPU_CHUNK_LOGITS if device_type == "cpu" else CHUNK_LOGITS
-    return max(MIN_CHUNK_TOKENS, num_logits // num_ids)
+    return max(1, num_logits // num_ids // MIN_CHUNK_TOKENS) * MIN_CHUNK_TOKENS
 
 
 @dataclass(slots=True, eq=False)

@@ -143,9 +143,11 @@ def _locate(name: str, root: Path) -> Path:
 
 
 def where_to_get(manifest: CorpusManifest, split: str | None = None) -> str:
-    """End of a message: the address of an official split, or how to get the whole corpus."""
-    known = next((known for known in manifest.splits if known.name == split and known.url), None)
-    place = known.url if known else manifest.download
+    """End of a message: where an official split is, or the whole corpus; nothing about any other split."""
+    known = next((known for known in manifest.splits if known.name == split), None)
+    if split and not known:
+        return ""  # nobody has it
+    place = known.url if known and known.url else manifest.download
     if known and known.md5:
         place = f"{place} (md5 {known.md5})"
     return f"; get it: {place}" if place else ""

@@ -202,7 +202,8 @@ def require(tokenizer: Tokenizer | None, modality: Modality) -> Tokenizer:
     """The tokenizer; raises ConfigError when the codebook folder has none for `modality`."""
     if tokenizer is None:
         raise ConfigError(
-            f"the codebook has no {modality} part; run `dmlm-cli build-codebook` with this source"
+            f"the codebook has no {modality} part; run `dmlm-cli build-codebook` with this source, and with "
+            f"`--split` of a split that has such samples: it reads training splits alone by itself"
         )
     return tokenizer
 

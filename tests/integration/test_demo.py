@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dmlm.pipeline.errors import ConfigError
 from dmlm.trainer.demo import DemoConfig, run_demo
 from dmlm.trainer.vocoder import waveforms
+
+
+def test_a_recipe_that_is_none_ends_the_demo_before_its_first_stage(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no recipe 'demofull'"):
+        run_demo(DemoConfig(out_dir=tmp_path / "demo", recipe="demofull"))
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.slow

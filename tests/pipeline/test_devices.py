@@ -19,6 +19,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         open_device("cuda:7")
 
 
-def test_what_is_no_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match="device gpu: not a device"):
-        open_device("gpu")
+@pytest.mark.parametrize("name", ["gpu", "mps", "meta"])
+def test_what_is_no_device_of_dmlm_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device {name}: not a device that dmlm runs on; use auto, cpu"):
+        open_device(name)

@@ -1,4 +1,4 @@
-"""Products of the few rows of a decoding step and a weight, by what is fastest at them.
+"""Products of the few rows of a decoding step and a weight, from the side that BLAS is faster at.
 
 Suffixes: N row, D width, O output.
 """
@@ -8,12 +8,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-
-from dmlm.trainer.products import multiply
 
 _LARGE_WEIGHT: Final = 1 << 17
-"""Numbers that do not stay in a core's cache. With a smaller weight torch's own product is over soonest."""
+"""Numbers that do not stay in a core's cache. A smaller weight is not worth turning its product around."""
 _FEW_ROWS: Final = 4
 """So many rows are multiplied faster with a large weight first; more were not, in a whole run."""
 
@@ -25,31 +22,29 @@ Adding = Callable[[Tensor, Tensor], Tensor]
 
 def make_product(weight_OD: Tensor, bias_O: Tensor | None) -> Layer:
     """Rows N × D times the transposed weight, plus the bias: N × O."""
+    weight_DO, is_large = weight_OD.T, _is_large(weight_OD)
 
-    def take_small(x_ND: Tensor) -> Tensor:
-        return linear(x_ND, weight_OD, bias_O)
+    def multiply(x_ND: Tensor) -> Tensor:
+        if is_large and len(x_ND) <= _FEW_ROWS:
+            y_NO = _multiply_weight_first(x_ND, weight_OD)
+            return y_NO if bias_O is None else y_NO.add_(bias_O)
+        return torch.mm(x_ND, weight_DO) if bias_O is None else torch.addmm(bias_O, x_ND, weight_DO)
 
-    def take_large(x_ND: Tensor) -> Tensor:
-        if len(x_ND) > _FEW_ROWS:
-            return multiply(x_ND, weight_OD, bias_O)
-        y_NO = _multiply_weight_first(x_ND, weight_OD)
-        return y_NO if bias_O is None else y_NO.add_(bias_O)
-
-    return take_large if _is_large(weight_OD) else take_small
+    return multiply
 
 
 def make_adding(weight_OD: Tensor, bias_O: Tensor | None) -> Adding:
     """The same, added to the residual stream."""
-    weight_DO, product = weight_OD.T, make_product(weight_OD, bias_O)
+    weight_DO, is_large = weight_OD.T, _is_large(weight_OD)
 
-    def add_small(x_NO: Tensor, h_ND: Tensor) -> Tensor:
-        y_NO = torch.addmm(x_NO, h_ND, weight_DO)
+    def add(x_NO: Tensor, h_ND: Tensor) -> Tensor:
+        if is_large and len(h_ND) <= _FEW_ROWS:
+            y_NO = _multiply_weight_first(h_ND, weight_OD).add_(x_NO)
+        else:
+            y_NO = torch.addmm(x_NO, h_ND, weight_DO)
         return y_NO if bias_O is None else y_NO.add_(bias_O)
 
-    def add_large(x_NO: Tensor, h_ND: Tensor) -> Tensor:
-        return product(h_ND).add_(x_NO)
-
-    return add_large if _is_large(weight_OD) else add_small
+    return add
 
 
 def _is_large(weight_OD: Tensor) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dmlm.pipeline.errors import ConfigError
 from dmlm.trainer.config import Recipe
 from dmlm.trainer.data.mix import Group, Mix
 from dmlm.trainer.data.packing import Packer
@@ -54,7 +55,11 @@ class Plan:
 
 
 def make_plan(groups: Sequence[Group], recipe: Recipe, seed: int) -> Plan:
-    """Plans a run; packs its first rows to see how full they get."""
+    """Plans a run; packs its first rows to see how full they get.
+
+    Raises:
+        ConfigError: No token of the groups has a weight in the loss.
+    """
     num_rows = recipe.num_steps * recipe.batch.num_micro_batches
     fill = _try_packing(groups, recipe, seed, min(num_rows, NUM_ROWS_TRIED))
     weights_G = np.array([group.weight for group in groups])
@@ -62,13 +67,20 @@ def make_plan(groups: Sequence[Group], recipe: Recipe, seed: int) -> Plan:
     epochs_G = tokens_G / np.maximum([group.lengths_N.sum() for group in groups], 1)
     loss_tokens_GM = epochs_G[:, None] * np.stack([group.loss_tokens_M for group in groups])
     sequences_G = epochs_G * [len(group.rows_N) for group in groups]
+    weights_GM = _loss_weights(loss_tokens_GM, sequences_G, recipe)
+    if not weights_GM.any():
+        loss = recipe.loss
+        raise ConfigError(
+            "nothing would be learnt: no token of this mix has a weight in the loss "
+            f"(loss.text {loss.text}, loss.speech {loss.speech}, loss.image {loss.image})"
+        )
     return Plan(
         recipe=recipe,
         groups=tuple(groups),
         epochs_G=epochs_G,
         tokens_G=tokens_G,
         loss_tokens_GM=loss_tokens_GM,
-        weights_GM=_loss_weights(loss_tokens_GM, sequences_G, recipe),
+        weights_GM=weights_GM,
         fill=fill,
     )
 

@@ -90,6 +90,11 @@ def test_missing_official_split_comes_with_its_address(root):
         open_source("librispeech", root, splits=["test-other"])
 
 
+def test_a_split_that_nobody_has_comes_without_an_address(root):
+    with pytest.raises(ConfigError, match=r"no split 'train-mine' in .*; there are [^;]*$"):
+        open_source("librispeech", root, splits=["train-mine"])
+
+
 def test_files_of_a_user_are_never_taken_for_a_corpus_that_is_present(root):
     (root / "notes.txt").write_text("hello")
     assert sources_present(root) == ["librispeech"]

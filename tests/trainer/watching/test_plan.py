@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
 from dmlm.trainer.config import LossConfig, OptimizerConfig, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
@@ -55,6 +56,12 @@ def test_a_normalised_loss_is_shared_by_its_weights(data: TrainingData) -> None:
     assert plan.weights_GM.sum(axis=0)[[TEXT, SPEECH, IMAGE]] == pytest.approx([0.93, 0.25, 0.25])
     captions = [group.task.name for group in plan.groups].index("i2t")
     assert plan.weights_GM[captions, SPEECH] == 0
+
+
+def test_a_loss_that_weighs_only_what_the_mix_lacks_is_refused(data: TrainingData) -> None:
+    recipe = replace(RECIPE, mix=RECIPE.mix[:1], loss=LossConfig(text=0.0, speech=0.0))
+    with pytest.raises(ConfigError, match=r"no token of this mix .*speech 0.0, loss.image 0.25"):
+        make_plan(build_groups(data, recipe), recipe, seed=0)
 
 
 def test_a_plain_loss_is_shared_by_tokens(data: TrainingData) -> None:
