@@ -222,6 +222,29 @@ def test_bad_input_ends_with_a_short_message_and_its_exit_code(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--vocoder", "{tmp}"), ("--listener", "whisper:{tmp}"), ("--root", "{tmp}")]
+)
+@pytest.mark.parametrize("task", ["asr", "s2tt", "i2t"])
+def test_options_of_spoken_output_are_refused_for_other_tasks(
+    task: str, option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", "--checkpoint", str(tmp_path), "--shards", str(tmp_path), "--task"]
+    option_given = [option, value.format(tmp=tmp_path)]
+    assert run([*given, task, *option_given]) == 2
+    assert f"{option} belongs to --task t2s: give that, or leave it out" in capsys.readouterr().err
+    assert run([*given, "t2s", *option_given]) == 2  # there is no checkpoint
+    assert "belongs to" not in capsys.readouterr().err
+
+
+def test_a_root_of_the_environment_is_left_alone_by_tasks_that_read_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DMLM_DATA", str(tmp_path))
+    assert run(["evaluate", "--checkpoint", str(tmp_path), "--shards", str(tmp_path)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["--shards", "{tmp}"], ["--codebook", "{tmp}", "--source", "coco"]])
 @pytest.mark.parametrize("option", ["--out", "--html"])
 def test_what_cannot_be_written_is_a_usage_error_before_the_work(

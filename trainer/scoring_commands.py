@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dmlm.pipeline.commands import device_option, limit_option, resolve_root, split_option
+from dmlm.pipeline.commands import device_option, limit_option, refuse_given, resolve_root, split_option
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder, local_path, shards_option
 from dmlm.trainer.generation_commands import checkpoint_option, decoding_options
 
 if TYPE_CHECKING:
     from dmlm.trainer.decoding import DecodingConfig
+
+OF_SPEECH = {"vocoder", "root", "listener"}
+"""Parameters of `evaluate` that have a meaning with --task t2s."""
 
 
 @click.command(short_help="Score a checkpoint on held-out samples.")
@@ -62,7 +65,10 @@ if TYPE_CHECKING:
 )
 @limit_option("samples of each split of each data set")
 @device_option()
+@click.pass_context
 def evaluate(
+    context: click.Context,
+    /,
     checkpoint: Path,
     shard_dirs: tuple[Path, ...],
     train_dirs: tuple[Path, ...],
@@ -89,6 +95,8 @@ def evaluate(
     """
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
 
+    if task != "t2s":
+        refuse_given(context, OF_SPEECH, "--task t2s")
     config = EvaluateConfig(
         checkpoint=checkpoint,
         shards=shard_dirs,
