@@ -206,6 +206,20 @@ def test_a_sweep_takes_no_options_of_ready_made_units() -> None:
             2,
             "none: cannot be read (No such",
         ),
+        (
+            ["score", "--references", "{tmp}/none", "--hypotheses", "{tmp}/none", "--text-rule", "nonsense"],
+            2,
+            "'nonsense' is not one of 'verbatim', 'lower', 'plain', 'ami'",
+        ),
+        *(
+            (
+                ["score", "--task", task, "--references", "{tmp}", "--hypotheses", "{tmp}", *given],
+                2,
+                "--text-rule belongs to --task asr: give that, or leave it out",
+            )
+            for task in ("s2tt", "i2t")
+            for given in (["--text-rule", "lower"], ["--text-rule", "plain"])
+        ),
         (["export", "--checkpoint", "{tmp}", "--out", "{tmp}/model"], 2, "checkpoint"),
         (["sample", "--out", "{tmp}", "--text", "{tmp}/none.txt"], 2, "none.txt"),
     ],

@@ -11,6 +11,7 @@ import click
 from dmlm.pipeline.commands import device_option, limit_option, refuse_given, resolve_root, split_option
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder, local_path, shards_option
+from dmlm.pipeline.text_rules import TEXT_RULES
 from dmlm.trainer.generation_commands import checkpoint_option, decoding_options
 
 if TYPE_CHECKING:
@@ -142,9 +143,18 @@ def evaluate(
 @click.option(
     "--language", default="en", show_default=True, help="Language of the texts, such as de or zh-CN."
 )
-@click.option("--text-rule", default="plain", show_default=True, help="What both sides go through, for asr.")
+@click.option(
+    "--text-rule",
+    type=click.Choice([*TEXT_RULES]),
+    default="plain",
+    show_default=True,
+    help="Of asr: what both sides go through before words are counted.",
+)
 @click.option("--out", "out_path", type=local_path, help="Writes FILE and FILE.samples.jsonl.")
+@click.pass_context
 def score(
+    context: click.Context,
+    /,
     task: str,
     reference_paths: tuple[Path, ...],
     hypothesis_path: Path,
@@ -162,6 +172,8 @@ def score(
     """
     from dmlm.trainer.scoring.file_scoring import ScoreConfig, score_files
 
+    if task != "asr":
+        refuse_given(context, {"text_rule"}, "--task asr")
     config = ScoreConfig(
         task=task,
         reference_paths=reference_paths,
