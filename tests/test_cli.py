@@ -237,6 +237,28 @@ def test_bad_input_ends_with_a_short_message_and_its_exit_code(
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--shards", "{tmp}"],
+        ["transcribe", "{tmp}/a.wav"],
+        ["translate", "{tmp}/a.wav"],
+        ["caption", "{tmp}/a.png"],
+        ["speak", "--vocoder", "{tmp}", "--out", "{tmp}/x", "hi"],
+    ],
+)
+@pytest.mark.parametrize(("option", "name"), [("--seed=7", "seed"), ("--top-p=0.9", "top_p")])
+def test_options_of_sampling_are_refused_without_a_temperature(
+    option: str, name: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    given += ["--checkpoint", str(tmp_path), option]
+    assert run(given) == 2
+    assert f"{name} belongs to sampling: give a temperature, too" in capsys.readouterr().err
+    assert run([*given, "--temperature", "1"]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("option", "value"), [("--vocoder", "{tmp}"), ("--listener", "whisper:{tmp}"), ("--root", "{tmp}")]
 )
 @pytest.mark.parametrize("task", ["asr", "s2tt", "i2t"])
