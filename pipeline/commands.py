@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dmlm.pipeline.codebooks.default import DEFAULT_CODEBOOK, default_codebook
 from dmlm.pipeline.errors import ConfigError
@@ -63,6 +64,19 @@ def device_option() -> Decorator:
 def seed_option() -> Decorator:
     """`--seed` of everything random."""
     return click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
+
+
+def refuse_given(context: click.Context, names: set[str], owner: str) -> None:
+    """Raises ConfigError for an option of the command line, with a name of `names`, that belongs to `owner`.
+
+    Without `owner` it would have no effect. One that comes from the environment is meant for other commands,
+    too, and is left alone.
+    """
+    for parameter in context.command.params:
+        if parameter.name in names and (
+            context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        ):
+            raise ConfigError(f"{parameter.opts[0]} belongs to {owner}: give that, or leave it out")
 
 
 def announce_default(option: str, value: object) -> None:

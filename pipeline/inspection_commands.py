@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from dmlm.pipeline.commands import (
     device_option,
+    refuse_given,
     resolve_root,
     root_option,
     seed_option,
@@ -71,10 +71,10 @@ def inspect(
     for path in filter(None, (out_path, html_path)):
         check_writable(path)
     if shard_dir is not None and codebook_dir is None:
-        _refuse_given(context, {*context.params} - OF_SHARDS, "--codebook")
+        refuse_given(context, {*context.params} - OF_SHARDS, "--codebook")
         found, page = _inspect_dataset(shard_dir, key, with_page=html_path is not None)
     elif codebook_dir is not None and shard_dir is None:
-        _refuse_given(context, {"key"}, "--shards")
+        refuse_given(context, {"key"}, "--shards")
         if source is None:
             raise ConfigError("--codebook is judged on speech: give --source")
         found, page = _inspect_codebook(codebook_dir, source, with_page=html_path is not None, **settings)
@@ -84,15 +84,6 @@ def inspect(
         write_json(out_path, found)
     if html_path:
         write_bytes(html_path, page.encode())
-
-
-def _refuse_given(context: click.Context, names: set[str], owner: str) -> None:
-    """Raises ConfigError for an option of the command line that would have no effect."""
-    for parameter in context.command.params:
-        if parameter.name in names and (
-            context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        ):
-            raise ConfigError(f"{parameter.opts[0]} belongs to {owner}")
 
 
 def _inspect_dataset(directory: Path, key: str | None, *, with_page: bool) -> tuple[dict[str, Any], str]:
@@ -162,7 +153,7 @@ def verify(
     from dmlm.pipeline.shards import verify_dataset
 
     if num_samples is None:
-        _refuse_given(context, {"root", "seed", "device"}, "--reencode")
+        refuse_given(context, {"root", "seed", "device"}, "--reencode")
     for place in folders:
         directory = read_again(place) if isinstance(place, RemoteFolder) else place
         whole = verify_dataset(directory)

@@ -206,6 +206,20 @@ def test_a_sweep_takes_no_options_of_ready_made_units() -> None:
             2,
             "none: cannot be read (No such",
         ),
+        (
+            ["score", "--references", "{tmp}/none", "--hypotheses", "{tmp}/none", "--text-rule", "nonsense"],
+            2,
+            "'nonsense' is not one of 'verbatim', 'lower', 'plain', 'ami'",
+        ),
+        *(
+            (
+                ["score", "--task", task, "--references", "{tmp}", "--hypotheses", "{tmp}", *given],
+                2,
+                "--text-rule belongs to --task asr: give that, or leave it out",
+            )
+            for task in ("s2tt", "i2t")
+            for given in (["--text-rule", "lower"], ["--text-rule", "plain"])
+        ),
         (["export", "--checkpoint", "{tmp}", "--out", "{tmp}/model"], 2, "checkpoint"),
         (["sample", "--out", "{tmp}", "--text", "{tmp}/none.txt"], 2, "none.txt"),
     ],
@@ -220,6 +234,51 @@ def test_bad_input_ends_with_a_short_message_and_its_exit_code(
     assert "Traceback" not in error
     assert len([line for line in error.splitlines() if line.startswith(("dmlm-cli: error", "Error"))]) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--shards", "{tmp}"],
+        ["transcribe", "{tmp}/a.wav"],
+        ["translate", "{tmp}/a.wav"],
+        ["caption", "{tmp}/a.png"],
+        ["speak", "--vocoder", "{tmp}", "--out", "{tmp}/x", "hi"],
+    ],
+)
+@pytest.mark.parametrize(("option", "name"), [("--seed=7", "seed"), ("--top-p=0.9", "top_p")])
+def test_options_of_sampling_are_refused_without_a_temperature(
+    option: str, name: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    given += ["--checkpoint", str(tmp_path), option]
+    assert run(given) == 2
+    assert f"{name} belongs to sampling: give a temperature, too" in capsys.readouterr().err
+    assert run([*given, "--temperature", "1"]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--vocoder", "{tmp}"), ("--listener", "whisper:{tmp}"), ("--root", "{tmp}")]
+)
+@pytest.mark.parametrize("task", ["asr", "s2tt", "i2t"])
+def test_options_of_spoken_output_are_refused_for_other_tasks(
+    task: str, option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", "--checkpoint", str(tmp_path), "--shards", str(tmp_path), "--task"]
+    option_given = [option, value.format(tmp=tmp_path)]
+    assert run([*given, task, *option_given]) == 2
+    assert f"{option} belongs to --task t2s: give that, or leave it out" in capsys.readouterr().err
+    assert run([*given, "t2s", *option_given]) == 2  # there is no checkpoint
+    assert "belongs to" not in capsys.readouterr().err
+
+
+def test_a_root_of_the_environment_is_left_alone_by_tasks_that_read_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DMLM_DATA", str(tmp_path))
+    assert run(["evaluate", "--checkpoint", str(tmp_path), "--shards", str(tmp_path)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--shards", "{tmp}"], ["--codebook", "{tmp}", "--source", "coco"]])

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dmlm.pipeline.commands import device_option, limit_option, resolve_root, split_option
+from dmlm.pipeline.commands import device_option, limit_option, refuse_given, resolve_root, split_option
 from dmlm.pipeline.remote.folder import RemoteFolder
 from dmlm.pipeline.remote.options import dataset_folder, folder, local_path, shards_option
+from dmlm.pipeline.text_rules import TEXT_RULES
 from dmlm.trainer.generation_commands import checkpoint_option, decoding_options
 
 if TYPE_CHECKING:
     from dmlm.trainer.decoding import DecodingConfig
+
+OF_SPEECH = {"vocoder", "root", "listener"}
+"""Parameters of `evaluate` that have a meaning with --task t2s."""
 
 
 @click.command(short_help="Score a checkpoint on held-out samples.")
@@ -62,7 +66,10 @@ if TYPE_CHECKING:
 )
 @limit_option("samples of each split of each data set")
 @device_option()
+@click.pass_context
 def evaluate(
+    context: click.Context,
+    /,
     checkpoint: Path,
     shard_dirs: tuple[Path, ...],
     train_dirs: tuple[Path, ...],
@@ -89,6 +96,8 @@ def evaluate(
     """
     from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
 
+    if task != "t2s":
+        refuse_given(context, OF_SPEECH, "--task t2s")
     config = EvaluateConfig(
         checkpoint=checkpoint,
         shards=shard_dirs,
@@ -134,9 +143,18 @@ def evaluate(
 @click.option(
     "--language", default="en", show_default=True, help="Language of the texts, such as de or zh-CN."
 )
-@click.option("--text-rule", default="plain", show_default=True, help="What both sides go through, for asr.")
+@click.option(
+    "--text-rule",
+    type=click.Choice([*TEXT_RULES]),
+    default="plain",
+    show_default=True,
+    help="Of asr: what both sides go through before words are counted.",
+)
 @click.option("--out", "out_path", type=local_path, help="Writes FILE and FILE.samples.jsonl.")
+@click.pass_context
 def score(
+    context: click.Context,
+    /,
     task: str,
     reference_paths: tuple[Path, ...],
     hypothesis_path: Path,
@@ -154,6 +172,8 @@ def score(
     """
     from dmlm.trainer.scoring.file_scoring import ScoreConfig, score_files
 
+    if task != "asr":
+        refuse_given(context, {"text_rule"}, "--task asr")
     config = ScoreConfig(
         task=task,
         reference_paths=reference_paths,

@@ -38,5 +38,7 @@ class DecodingConfig:
             raise ConfigError("beams and a temperature exclude each other: leave out one of them")
         if self.top_p < 1 and self.temperature == 0:
             raise ConfigError("top_p belongs to sampling: give a temperature, too, or leave it out")
+        if self.seed != 0 and self.temperature == 0:
+            raise ConfigError("seed belongs to sampling: give a temperature, too, or leave it out")
         if self.length_penalty != 1 and self.num_beams == 1:
             raise ConfigError("length_penalty belongs to beam search: give 2 or more beams, or leave it out")

@@ -60,13 +60,14 @@ def score_files(config: ScoreConfig) -> str:
 
     Raises:
         ConfigError: A file is missing, has another number of lines or other keys, there is no such task or
-            rule, the language is no code, or `out_path` would write over a file that is scored.
+            rule, a sample of asr has several references, the language is no code, or `out_path` would write
+            over a file that is scored.
         MissingDependencyError: A scorer's package is not installed.
     """
     config = replace(config, language=_read_language(config.language))
     _check_out_path(config)
     samples = _read_samples(config)
-    scores = _score(config, [sample.references for sample in samples], [s.hypothesis for s in samples])
+    scores = _score(config, samples)
     if config.out_path is not None:
         write_samples(config.out_path, [sample.to_json() for sample in samples])
         content = {"task": config.task, "metrics": scores.to_json(), "settings": _settings(config)}
@@ -98,20 +99,30 @@ class _Sample:
         return key | {"references": self.references, "hypothesis": self.hypothesis}
 
 
-def _score(config: ScoreConfig, references: Sequence[list[str]], hypotheses: Sequence[str]) -> Scores:
+def _score(config: ScoreConfig, samples: Sequence[_Sample]) -> Scores:
+    references, hypotheses = [sample.references for sample in samples], [s.hypothesis for s in samples]
     if config.task == "s2tt":
         return score_translations(references, hypotheses, config.language)
     if config.task == "i2t":
         warn_of_few_images(len(hypotheses))
         return score_captions(references, hypotheses, with_meteor=config.language == "en")
-    if config.task != "asr" or any(len(texts) > 1 for texts in references):
-        raise ConfigError(
-            f"task {config.task}: one of {', '.join(FILE_TASKS)}; asr has one reference a sample"
-        )
+    if config.task != "asr":
+        raise ConfigError(f"task {config.task!r}: give one of {', '.join(FILE_TASKS)}")
+    _check_single_references(samples)
     pairs = zip(references, hypotheses, strict=True)
     return score_utterances(
         [score_utterance(texts[0], text, config.text_rule, config.language) for texts, text in pairs]
     )
+
+
+def _check_single_references(samples: Sequence[_Sample]) -> None:
+    for number, sample in enumerate(samples, start=1):
+        if len(sample.references) > 1:
+            place = f"line {number}" if sample.key is None else f"key {sample.key}"
+            raise ConfigError(
+                f"{place} has {len(sample.references)} references, and asr has one reference a sample: "
+                "leave the others out"
+            )
 
 
 def _read_language(name: str) -> str:

@@ -276,6 +276,8 @@ def test_a_little_nucleus_is_greedy(model: PreTrainedModel) -> None:
         {"top_p": 0.0},
         {"num_beams": 2, "temperature": 1.0},
         {"top_p": 0.9},
+        {"seed": 7},
+        {"num_beams": 2, "seed": 7},
         {"num_beams": 2, "top_p": 0.9},
         {"length_penalty": 0.8},
         {"temperature": 1.0, "length_penalty": 0.8},

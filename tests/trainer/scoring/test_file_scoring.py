@@ -103,8 +103,27 @@ def test_a_key_may_have_several_references_in_one_file_and_in_others(tmp_path: P
     )
     more = write(tmp_path / "more", "2\tein Haus am Teich")
     assert "100.0" in score_files(replace(config, reference_paths=(*config.reference_paths, more)))
-    with pytest.raises(ConfigError, match="asr has one reference a sample"):
-        score_files(replace(config, task="asr"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "more", "message"),
+    [
+        (["1\tx", "2\ty"], "2\tz", "key 2 has 2 references, and asr has one reference a sample: leave"),
+        (["x", "y"], "\nz", "line 2 has 2 references, and asr has one reference a sample: leave"),
+    ],
+)
+def test_a_sample_with_several_references_is_named_where_asr_has_one(
+    lines: list[str], more: str, message: str, tmp_path: Path
+) -> None:
+    config = keyed(tmp_path, lines, lines)
+    paths = (*config.reference_paths, write(tmp_path / "more", more))
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        score_files(replace(config, reference_paths=paths))
+
+
+def test_an_unknown_task_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^task 't2s': give one of asr, s2tt, i2t$"):
+        score_files(keyed(tmp_path, ["1\tx"], ["1\tx"], task="t2s"))
 
 
 @pytest.mark.parametrize("lines", [["1\t", "1\ta red cat"], ["1\ta red cat", "1\t"]])
