@@ -110,20 +110,23 @@ def save_checkpoint(
             mark_best(run_dir, state.step)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise StorageError(
-            f"{path}: cannot be written: {error}; free space and go on with --resume"
-        ) from error
+        if not (path / DONE_NAME).is_file():
+            _remove(path)  # of no use, and it holds the space that the next one needs
+        raise StorageError(f"{path}: cannot be written: {error}; free space and --resume") from error
     _remove_others(run_dir, state.step, settings.recipe.keep_checkpoints)
     return path
 
 
 def mark_best(run_dir: Path, step: int) -> None:
-    """Makes `RUN/best` a link to the checkpoint of a step, if there is one."""
-    name, temporary = checkpoint_path(run_dir, step).name, run_dir / f".{BEST_NAME}.tmp"
+    """Makes `RUN/best` a link to the checkpoint of a step, if it has one; no folder may be there."""
+    best, name = run_dir / BEST_NAME, checkpoint_path(run_dir, step).name
+    if best.is_dir() and not best.is_symlink():
+        raise StorageError(f"{best}: a folder, not a link to a checkpoint; move it away and run again")
     if (run_dir / name / DONE_NAME).is_file():
+        temporary = run_dir / f".{BEST_NAME}.tmp"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(name, target_is_directory=True)
-        os.replace(temporary, run_dir / BEST_NAME)
+        os.replace(temporary, best)
         sync_directory(run_dir)
 
 

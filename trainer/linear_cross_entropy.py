@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dmlm.trainer.products import multiply
-
 CPU_CHUNK_LOGITS: Final = 2**20
 """Logits at a time: 4 MB in float32, which stay in the cache of a processor (docs/loss.md)."""
 CHUNK_LOGITS: Final = 2**24
 """The same on other devices: 64 MB in float32. At this size chunks cost no time."""
 MIN_CHUNK_TOKENS: Final = 256
-"""However large the vocabulary: products of fewer rows are slow. Chunks hold a multiple of it."""
+"""However large the vocabulary: products of fewer rows are slow."""
 
 
 def linear_cross_entropy(
@@ -40,7 +38,7 @@ def linear_cross_entropy(
 def chunk_tokens(device_type: str, num_ids: int) -> int:
     """Tokens that go through at a time, for a vocabulary of `num_ids`."""
     num_logits = CPU_CHUNK_LOGITS if device_type == "cpu" else CHUNK_LOGITS
-    return max(1, num_logits // num_ids // MIN_CHUNK_TOKENS) * MIN_CHUNK_TOKENS
+    return max(MIN_CHUNK_TOKENS, num_logits // num_ids)
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +56,7 @@ class _Gradients:
         stop = start + len(weights_C)
         # The weights scale the narrow matrices, not the wide one.
         if self.hidden_ND is not None:
-            self.hidden_ND[start:stop] = multiply(residual_CV, matrix_VD.T) * weights_C[:, None]
+            self.hidden_ND[start:stop] = (residual_CV @ matrix_VD) * weights_C[:, None]
         if self.weight_VD is not None:
             weighted_CD = hidden_CD * weights_C[:, None].to(hidden_CD.dtype)
             if self.weight_VD.dtype == residual_CV.dtype:
@@ -99,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden_ND), size):
                 rows = slice(start, start + size)
                 hidden_CD = hidden_ND[rows].to(dtype)
-                logits_CV = multiply(hidden_CD, matrix_VD, offsets_V)
+                logits_CV = torch.nn.functional.linear(hidden_CD, matrix_VD, offsets_V)
                 losses_N[rows], residual_CV = _losses_and_residual(logits_CV.to(exact), targets_N[rows])
                 gradients.add(start, residual_CV.to(dtype), hidden_CD, matrix_VD, weights_N[rows].to(exact))
         ctx.gradients, ctx.dtypes = gradients, [None if t is None else t.dtype for t in inputs]

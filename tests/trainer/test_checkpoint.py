@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -238,6 +239,32 @@ def test_a_step_without_a_checkpoint_is_not_marked_as_the_best(saver: Saver, tmp
     saver.save(tmp_path, 1, is_best=True)
     mark_best(tmp_path, 2)
     assert (tmp_path / "best").readlink().name == "checkpoint-000001"
+
+
+def test_a_folder_in_the_place_of_the_link_to_the_best_is_named(saver: Saver, tmp_path: Path) -> None:
+    saver.save(tmp_path, 1, is_best=True)
+    content = (tmp_path / "best").resolve()
+    (tmp_path / "best").unlink()
+    shutil.copytree(content, tmp_path / "best")
+    with pytest.raises(StorageError, match="best: a folder, not a link to a checkpoint; move it away"):
+        mark_best(tmp_path, 1)
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_its_space(
+    saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver.save(tmp_path, 1)
+    write_json = checkpoint_module.write_json
+
+    def fail_at_the_end(path: Path, content: object) -> None:
+        if path.name == "DONE":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_json(path, content)
+
+    monkeypatch.setattr(checkpoint_module, "write_json", fail_at_the_end)
+    with pytest.raises(StorageError, match=r"checkpoint-000002: cannot be written: .*No space left"):
+        saver.save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000001"]
 
 
 def test_saving_a_step_again_replaces_it(saver: Saver, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from dmlm.trainer.config import Recipe
 from dmlm.trainer.data.packing import PackedBatch
 from dmlm.trainer.linear_cross_entropy import linear_cross_entropy
 from dmlm.trainer.models.attention import KernelName, lay_out, use_kernel
-from dmlm.trainer.products import use_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +40,6 @@ class PackedModel(torch.nn.Module):
         """Takes the kernel to attend with; products run in bfloat16 if `products` is that, by autocast."""
         super().__init__()
         use_kernel(model, kernel)
-        use_products(model)
         self.model = model
         self._in_bfloat16 = products == torch.bfloat16
 
