@@ -250,7 +250,7 @@ def _report_products(name: str, runs: Sequence[Side], options: argparse.Namespac
 def _count_operations(model: PreTrainedModel, lengths: Sequence[int]) -> tuple[float, float]:
     """Floating-point operations, forward and backward, of products with weights and of those in attention.
 
-    As arXiv 2204.02311 counts them (appendix B), but for attention to tokens behind, which is not computed.
+    As arXiv 2204.02311 counts them (appendix B), but for what is masked, which is not computed.
     """
     of_weights = 6.0 * sum(p.numel() for p in model.parameters() if p.ndim == 2) * sum(lengths)
     num_pairs = sum(length * (length + 1) // 2 for length in lengths)
