@@ -112,7 +112,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         if not (path / DONE_NAME).is_file():
             _remove(path)  # of no use, and it holds the space that the next one needs
-        raise StorageError(f"{path}: cannot be written: {error}; free space and --resume") from error
+        raise StorageError(f"{path}: cannot be written: {error}; free space, then --resume") from error
     _remove_others(run_dir, state.step, settings.recipe.keep_checkpoints)
     return path
 

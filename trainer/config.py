@@ -254,7 +254,7 @@ def _read_recipe(name_or_path: str) -> tuple[str, str]:
     if name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
         return path.stem, _read_text(path)
-    elif (packaged := folder / f"{name_or_path}.yaml").is_file():
+    if (packaged := folder / f"{name_or_path}.yaml").is_file():
         return name_or_path, packaged.read_text(encoding="utf-8")
     names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
     raise ConfigError(

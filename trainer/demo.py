@@ -82,7 +82,7 @@ def run_demo(config: DemoConfig) -> None:
         DmlmError: A stage failed; run the demo again to go on from there.
     """
     out_dir, seed = config.out_dir, config.seed
-    # A recipe that is none shows before the work of the stages in front of training.
+    # Read first: a wrong name would show only behind the stages in front of training.
     recipe = load_recipe(config.recipe, {} if config.num_steps is None else {"num_steps": config.num_steps})
     stages = Stages()
     root, codebook_dir = out_dir / "sample", out_dir / "codebook"
