@@ -83,7 +83,7 @@ def save_checkpoint(
     model: "PreTrainedModel",
     state: TrainerState,
     settings: RunSettings,
-    codebook_dirs: Mapping[Modality, Path],
+    codebook_dir: Path,
     is_best: bool = False,
 ) -> Path:
     """Publishes a checkpoint and removes all but the newest, as many as the recipe keeps, and the best.
@@ -99,7 +99,8 @@ def save_checkpoint(
     temporary = run_dir / f".{path.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write_files(temporary, model, state, settings, codebook_dirs)
+        shutil.copytree(codebook_dir, temporary / CODEBOOK_NAME)
+        _write_files(temporary, model, state, settings)
         sums = {name: sha256_file(temporary / name) for name in _relative_files(temporary)}
         _sync_tree(temporary)
         _remove(path)
@@ -112,7 +113,8 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         if not (path / DONE_NAME).is_file():
             _remove(path)  # of no use, and it holds the space that the next one needs
-        raise StorageError(f"{path}: cannot be written: {error}; free space, then --resume") from error
+        remedy = "free space or mend the disk, then --resume"
+        raise StorageError(f"{path}: cannot be written: {error}; {remedy}") from error
     _remove_others(run_dir, state.step, settings.recipe.keep_checkpoints)
     return path
 
@@ -213,18 +215,12 @@ def load_trainer_state(path: Path) -> TrainerState:
 
 
 def _write_files(
-    directory: Path,
-    model: "PreTrainedModel",
-    state: TrainerState,
-    settings: RunSettings,
-    codebook_dirs: Mapping[Modality, Path],
+    directory: Path, model: "PreTrainedModel", state: TrainerState, settings: RunSettings
 ) -> None:
     from safetensors.torch import save_file
 
     (directory / OPTIMIZER_PATH).parent.mkdir(parents=True)
     save_model(model, directory)
-    for modality, codebook_dir in codebook_dirs.items():
-        shutil.copytree(codebook_dir, directory / CODEBOOK_NAME / modality)
     save_tokenizer(directory / CODEBOOK_NAME / Modality.TEXT, settings.vocabulary, directory)
     save_file(dict(state.optimizer), directory / OPTIMIZER_PATH)
     write_json(directory / STREAM_PATH, state.stream)

@@ -36,6 +36,7 @@ from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
 from dmlm.trainer.resuming import (
     choose_checkpoint,
+    keep_codebooks,
     resolve_init,
     resumed_settings,
     shareable_init,
@@ -205,6 +206,7 @@ class _Run:
         if not self._ranks.is_first:
             return NoLog()
         settings = self._settings.to_json()
+        keep_codebooks(self._out_dir, self._codebook_dirs)
         write_json(self._out_dir / RUN_SETTINGS_NAME, settings)
         operations = count_operations(self._model, self._stream.groups, self._ranks.world_size)
         trackers = open_trackers(self._trackers, self._out_dir, self._num_done, settings)
@@ -272,14 +274,11 @@ class _Run:
                 model=model,
                 state=state,
                 settings=self._settings,
-                codebook_dirs=self._codebook_dirs,
+                codebook_dir=self._out_dir / CODEBOOK_NAME,
                 is_best=is_best,
             )
         self._ranks.wait_for_all()
-        saved = checkpoint_path(self._out_dir, self._num_done)
-        # The checkpoint that a run starts from may be removed, by this run or by its own.
-        self._codebook_dirs = {name: saved / CODEBOOK_NAME / name for name in self._codebook_dirs}
-        return saved
+        return checkpoint_path(self._out_dir, self._num_done)
 
 
 def _await_hashes(hasher: ShardHasher, is_asked_to_stop: Callable[[], bool]) -> None:

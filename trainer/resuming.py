@@ -1,12 +1,14 @@
 """What a run begins with, or goes on from: one checkpoint for all ranks, which must be of the same run."""
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards.card import CODEBOOK_NAME
-from dmlm.pipeline.storage import sha256_file
+from dmlm.pipeline.storage import sha256_file, write_bytes
 from dmlm.trainer.checkpoint import DONE_NAME, checkpoint_path, latest_checkpoint, resolve_checkpoint
 from dmlm.trainer.config import Recipe
 from dmlm.trainer.data.dataset import TrainingData
@@ -49,7 +51,7 @@ def resumed_settings(checkpoint: Path, settings: RunSettings, init: str | None) 
     """
     saved = read_settings(checkpoint)[1]
     begun = saved.recipe.model.init
-    is_left_out = init is None or (not Path(init).exists() and Path(init).name == begun)
+    is_left_out = init is None or (not Path(init).exists() and _name_of(Path(init)) == begun)
     current = replace(settings, recipe=with_init(settings.recipe, begun)) if is_left_out else settings
     check_same_run(checkpoint, saved, current)
     return current
@@ -62,7 +64,7 @@ def with_init(recipe: Recipe, init: str | None) -> Recipe:
 
 def shareable_init(init: str | None) -> str | None:
     """What a checkpoint tells of its beginning: a hub's name, or a file's without this machine's path."""
-    return Path(init).resolve().name if init is not None and Path(init).exists() else init
+    return _name_of(Path(init)) if init is not None and Path(init).exists() else init
 
 
 def resolve_init(init: str | None) -> str | None:
@@ -105,6 +107,23 @@ def with_vocabulary_of(data: TrainingData, start: str | Path | None) -> Training
         fingerprints={**data.fingerprints, **kept},
         codebook_dirs={**data.codebook_dirs, **{name: Path(start) / CODEBOOK_NAME / name for name in kept}},
     )
+
+
+def keep_codebooks(run_dir: Path, codebook_dirs: Mapping[Modality, Path]) -> None:
+    """Copies the codebooks of a run into its folder, from where its checkpoints take them.
+
+    Where they come from may be gone at the first save: another run, say, that removes its older checkpoints.
+    """
+    shutil.rmtree(run_dir / CODEBOOK_NAME, ignore_errors=True)  # of a run that saved nothing
+    for modality, codebook_dir in codebook_dirs.items():
+        for path in filter(Path.is_file, codebook_dir.rglob("*")):
+            kept = run_dir / CODEBOOK_NAME / modality / path.relative_to(codebook_dir)
+            write_bytes(kept, path.read_bytes())
+
+
+def _name_of(path: Path) -> str:
+    """Of `.` the folder's; of a link its own: `RUN/best` is another checkpoint later on."""
+    return path.name or path.resolve().name
 
 
 def _mark_of(checkpoint: Path) -> bytes:

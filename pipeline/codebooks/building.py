@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance
 from dmlm.pipeline.codebooks.codebook import Codebook, FitStatistics, load_codebook
-from dmlm.pipeline.codebooks.config import KMEANS, BuildCodebookConfig, check_config, num_bpe_entries
+from dmlm.pipeline.codebooks.config import (
+    KMEANS,
+    BuildCodebookConfig,
+    check_config,
+    num_bpe_entries,
+    warn_of_unused,
+)
 from dmlm.pipeline.codebooks.corpus_sampling import CorpusSample, SourceShare, draw_sample
 from dmlm.pipeline.codebooks.fitting import FitMode, fit_codebook
 from dmlm.pipeline.encoders import WindowMode
@@ -88,6 +94,7 @@ def build_codebook(config: BuildCodebookConfig) -> CodebookReport:
         seed=config.seed,
         audio_seconds=config.max_audio_seconds,
     )
+    warn_of_unused(config, has_speech=sample.has_speech, has_images=bool(sample.images))
     settings = _settings(config, sample)
     left_out: list[str] = []
     if was_there := is_codebook(config.out_dir):

@@ -1,5 +1,6 @@
 """Settings of `build-codebook`, and whatever of them can be refused before anything is read."""
 
+import logging
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +17,9 @@ from dmlm.pipeline.tokenizers.pretrained import name_image_part, name_speech_par
 from dmlm.pipeline.tokenizers.text import BPE, NUM_BYTES
 
 KMEANS = "kmeans"
+_OF_SPEECH_UNITS = ("encoder", "layer", "window", "precision", "num_clusters", "max_audio_seconds")
+_OF_IMAGE_CODES = ("num_image_clusters",)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,16 +70,12 @@ def check_config(config: BuildCodebookConfig) -> None:
     precision = choose_precision(config.precision, config.encoder, config.device)
     check_encoder(config.encoder, WindowMode(config.window), precision)
     if config.speech_tokenizer != KMEANS:
-        _refuse_settings(
-            config,
-            ("encoder", "layer", "window", "precision", "num_clusters", "max_audio_seconds"),
-            config.speech_tokenizer,
-        )
+        _refuse_settings(config, _OF_SPEECH_UNITS, config.speech_tokenizer)
         name_speech_part(config.speech_tokenizer, config.device)
     if config.image_tokenizer == PATCH:
         patch_features(config.image_resolution)
     else:
-        _refuse_settings(config, ("num_image_clusters",), config.image_tokenizer)
+        _refuse_settings(config, _OF_IMAGE_CODES, config.image_tokenizer)
         name_image_part(config.image_tokenizer, config.image_resolution, config.device)
     if config.text_tokenizer.startswith(BPE):
         num_bpe_entries(config.text_tokenizer)
@@ -93,11 +93,27 @@ def num_bpe_entries(name: str) -> int:
     return int(number)
 
 
+def warn_of_unused(config: BuildCodebookConfig, *, has_speech: bool, has_images: bool) -> None:
+    """Warns of settings of a modality that the sources lack."""
+    unused = [
+        *([] if has_speech else _changed(config, ("speech_tokenizer", *_OF_SPEECH_UNITS))),
+        *([] if has_images else _changed(config, ("image_tokenizer", "image_resolution", *_OF_IMAGE_CODES))),
+    ]
+    for setting in unused:
+        _logger.warning("%s has no effect: the sources hold nothing that it is for", setting)
+
+
 def _refuse_settings(config: BuildCodebookConfig, names: tuple[str, ...], tokenizer: str) -> None:
+    for setting in _changed(config, names):
+        raise ConfigError(f"{setting}: {tokenizer} needs no fit and has no such setting")
+
+
+def _changed(config: BuildCodebookConfig, names: tuple[str, ...]) -> list[str]:
+    """Settings that are not the default, as a user should read them."""
     defaults = {field.name: field.default for field in fields(config)}
-    for name in names:
-        if getattr(config, name) != defaults[name]:
-            option = " (--audio-hours)" if name == "max_audio_seconds" else ""
-            raise ConfigError(
-                f"{name} {getattr(config, name)}{option}: {tokenizer} needs no fit and has no such setting"
-            )
+    options = {"max_audio_seconds": " (--audio-hours)"}
+    return [
+        f"{name} {getattr(config, name)}{options.get(name, '')}"
+        for name in names
+        if getattr(config, name) != defaults[name]
+    ]

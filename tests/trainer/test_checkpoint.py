@@ -73,7 +73,7 @@ class Saver:
             model=self.model,
             state=state,
             settings=self.settings,
-            codebook_dirs=self.data.codebook_dirs,
+            codebook_dir=self.data.codebook_dirs[Modality.TEXT].parent,
             is_best=is_best,
         )
 

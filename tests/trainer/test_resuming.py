@@ -12,7 +12,7 @@ from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
 from dmlm.pipeline.shards import iter_samples
 from dmlm.pipeline.vocabulary import SPECIAL_TOKENS
 from dmlm.trainer import loop
-from dmlm.trainer.checkpoint import load_checkpoint
+from dmlm.trainer.checkpoint import load_checkpoint, save_checkpoint
 from dmlm.trainer.config import MixEntry, TrainConfig, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
 from dmlm.trainer.decoding.generation import generate
@@ -164,6 +164,46 @@ def test_a_model_of_speech_learns_images_later(
     assert checkpoint.vocabulary == open_training_data([token_shards]).vocabulary
     seen = [sample for sample in iter_samples(token_shards) if sample.image_tokens is not None]
     assert len(list(generate(checkpoint, "i2t", seen[:2]))) == 2
+
+
+def test_what_a_run_began_with_may_go_before_its_first_save(
+    config: TrainConfig,
+    token_shards: Path,
+    write_shards: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    joint = (MixEntry(task="asr", weight=1), MixEntry(task="i2t", weight=1))
+    train(replace(config, recipe=replace(RECIPE, mix=joint)))
+    spoken = [sample for sample in iter_samples(token_shards) if sample.image_tokens is None]
+    shards = write_shards(tmp_path / "spoken", spoken, has_images=False)
+
+    def save_when_it_is_gone(*arguments: Any, **settings: Any) -> Path:
+        shutil.rmtree(config.out_dir, ignore_errors=True)
+        return save_checkpoint(*arguments, **settings)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save_when_it_is_gone)
+    further = replace(config, shards=(shards,), init=str(config.out_dir), out_dir=tmp_path / "further")
+    checkpoint = load_checkpoint(train(further).checkpoint)
+    expected = token_shards / "codebook" / "image"
+    for path in expected.iterdir():
+        assert (checkpoint.codebook_dir / "image" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_run_from_the_best_of_another_goes_on_when_that_has_a_better_one(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    first = train(config).checkpoint
+    best = tmp_path / "best"
+    best.symlink_to(first.with_name("checkpoint-000001"))
+    second = replace(config, out_dir=tmp_path / "second", init=str(best))
+    last = train(second).checkpoint
+    expected = (last / "model.safetensors").read_bytes()
+    shutil.rmtree(last)
+    best.unlink()
+    best.symlink_to(first)
+    assert train(replace(second, resume=True)).checkpoint == last
+    assert (last / "model.safetensors").read_bytes() == expected
 
 
 def test_where_the_first_rank_has_nothing_all_begin(config: TrainConfig, tmp_path: Path) -> None:

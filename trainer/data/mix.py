@@ -206,9 +206,11 @@ def _find_lack(
     if not split_N.any():
         wanted = ", ".join(recipe.splits) + (f" and {entry.split}" if entry.split != "*" else "")
         return f"no split matches {wanted}, there is {_list(data.index['split'].filter(source_N))}"
+    num_samples, members = split_N.sum(), " and ".join(TASKS[entry.task].members)
     if not num_refused:
-        return f"none of {split_N.sum()} samples has {' and '.join(TASKS[entry.task].members)}"
-    return f"all samples are refused, {num_refused} over sequence.max_length {recipe.sequence.max_length}"
+        return f"none of {num_samples} samples has {members}"
+    too_long = f"over sequence.max_length {recipe.sequence.max_length}"
+    return f"{num_refused} of {num_samples} samples have {members}, and each is {too_long}"
 
 
 def _list(column: pa.ChunkedArray) -> str:

@@ -53,9 +53,10 @@ class Symptoms:
         share = sum(shares) / len(shares)
         if self._newest[-1].step < self._window or share >= MIN_LOSS_SHARE:
             return None
+        weight = "" if self._recipe.loss.normalise == "none" else f"loss.{modality} or "
         return (
             f"{modality} is {share:.2%} of the loss, so hardly anything is learnt from it: "
-            f"raise loss.{modality} or the weights of its tasks"
+            f"raise {weight}the weights of its tasks"
         )
 
     def _describe_fall(self, modality: str) -> str | None:

@@ -107,6 +107,15 @@ def test_every_modality_of_the_sources_is_fitted(
     assert "20 clusters" in built.table()
 
 
+def test_a_setting_of_a_modality_that_the_sources_lack_is_named(
+    config: BuildCodebookConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_codebook(replace(config, sources=(SourceShare(name="coco"),), out_dir=tmp_path / "codebook"))
+    unused = [message for message in caplog.messages if "has no effect" in message]
+    assert [message.split()[0] for message in unused] == ["layer", "num_clusters"]
+    assert unused[1].startswith("num_clusters 20 has no effect")
+
+
 def test_held_out_splits_are_not_used_unless_named(
     built: CodebookReport, config: BuildCodebookConfig, speech: list[Waveform], tmp_path: Path
 ) -> None:

@@ -110,7 +110,7 @@ def test_an_entry_without_samples_says_why(
 
 def test_samples_that_are_all_too_long_are_the_reason(data: TrainingData) -> None:
     recipe = recipe_of({"task": "asr", "source": "toy", "weight": 1})
-    with pytest.raises(ConfigError, match="asr:toy: all samples are refused, 28 over sequence"):
+    with pytest.raises(ConfigError, match="asr:toy: 28 of 36 samples have speech and text, and each is over"):
         build_groups(data, replace(recipe, sequence=replace(recipe.sequence, max_length=4)))
 
 

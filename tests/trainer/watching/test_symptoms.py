@@ -66,9 +66,11 @@ def test_a_loss_that_rises_again_is_told() -> None:
 def test_a_modality_that_hardly_counts_is_told_once() -> None:
     shares = {"text": 0.004, "speech": 0.996}
     records = [record(s, {"text": 5 * 0.99**s, "speech": 4 * 0.99**s}, shares) for s in range(5, 200, 5)]
-    ((step, warning),) = watch(Symptoms(recipe(normalise="none")), records)
-    assert step == 20
-    assert warning.startswith("text is 0.40% of the loss")
+    for normalise, advice in (("none", "raise the weights"), ("batch", "raise loss.text or the weights")):
+        ((step, warning),) = watch(Symptoms(recipe(normalise=normalise)), records)
+        assert step == 20
+        assert warning.startswith("text is 0.40% of the loss")
+        assert advice in warning
 
 
 def test_a_modality_without_weight_is_meant_to_have_no_share() -> None:
