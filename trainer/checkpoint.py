@@ -26,7 +26,7 @@ import dmlm
 from dmlm.pipeline.errors import CheckpointError, ConfigError, StorageError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards.card import CODEBOOK_NAME
-from dmlm.pipeline.storage import sha256_file, sync_directory, write_json
+from dmlm.pipeline.storage import sha256_file, sync_directory, write_bytes, write_json
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.models.model import VOCABULARY_NAME, load_model, save_model, save_tokenizer
 from dmlm.trainer.settings import FORMAT_VERSION, SETTINGS_NAME, RunSettings, read_settings
@@ -83,12 +83,13 @@ def save_checkpoint(
     model: "PreTrainedModel",
     state: TrainerState,
     settings: RunSettings,
-    codebook_dir: Path,
+    codebooks: Mapping[str, bytes],
     is_best: bool = False,
 ) -> Path:
     """Publishes a checkpoint and removes all but the newest, as many as the recipe keeps, and the best.
 
     Later ones go, too: they are damaged, and the run fell back behind them. One that `best` links to stays.
+    The codebooks are those of `read_codebooks`.
 
     Raises:
         StorageError: The disk is full or fails; what was there before is still there.
@@ -99,8 +100,7 @@ def save_checkpoint(
     temporary = run_dir / f".{path.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        shutil.copytree(codebook_dir, temporary / CODEBOOK_NAME)
-        _write_files(temporary, model, state, settings)
+        _write_files(temporary, model, state, settings, codebooks)
         sums = {name: sha256_file(temporary / name) for name in _relative_files(temporary)}
         _sync_tree(temporary)
         _remove(path)
@@ -215,12 +215,18 @@ def load_trainer_state(path: Path) -> TrainerState:
 
 
 def _write_files(
-    directory: Path, model: "PreTrainedModel", state: TrainerState, settings: RunSettings
+    directory: Path,
+    model: "PreTrainedModel",
+    state: TrainerState,
+    settings: RunSettings,
+    codebooks: Mapping[str, bytes],
 ) -> None:
     from safetensors.torch import save_file
 
     (directory / OPTIMIZER_PATH).parent.mkdir(parents=True)
     save_model(model, directory)
+    for name, data in codebooks.items():
+        write_bytes(directory / CODEBOOK_NAME / name, data)
     save_tokenizer(directory / CODEBOOK_NAME / Modality.TEXT, settings.vocabulary, directory)
     save_file(dict(state.optimizer), directory / OPTIMIZER_PATH)
     write_json(directory / STREAM_PATH, state.stream)

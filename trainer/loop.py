@@ -16,7 +16,6 @@ import torch
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.shards.card import CODEBOOK_NAME
 from dmlm.pipeline.storage import write_bytes, write_json
 from dmlm.trainer.checkpoint import (
     TrainerState,
@@ -36,7 +35,7 @@ from dmlm.trainer.models.model import build_model, load_model
 from dmlm.trainer.optim import optimizer_tensors, restore_optimizer
 from dmlm.trainer.resuming import (
     choose_checkpoint,
-    keep_codebooks,
+    read_codebooks,
     resolve_init,
     resumed_settings,
     shareable_init,
@@ -126,7 +125,8 @@ class _Run:
         if self._checkpoint is None:
             self._recipe = with_init(recipe, resolve_init(recipe.model.init))
         data = with_vocabulary_of(data, self._checkpoint or self._recipe.model.init)
-        self._codebook_dirs, self._shard_files = data.codebook_dirs, data.files
+        self._text_dir, self._shard_files = data.codebook_dirs[Modality.TEXT], data.files
+        self._codebooks = read_codebooks(data.codebook_dirs) if ranks.is_first else {}
         self._settings = RunSettings(
             recipe=with_init(recipe, shareable_init(recipe.model.init)),
             seed=config.seed,
@@ -206,7 +206,6 @@ class _Run:
         if not self._ranks.is_first:
             return NoLog()
         settings = self._settings.to_json()
-        keep_codebooks(self._out_dir, self._codebook_dirs)
         write_json(self._out_dir / RUN_SETTINGS_NAME, settings)
         operations = count_operations(self._model, self._stream.groups, self._ranks.world_size)
         trackers = open_trackers(self._trackers, self._out_dir, self._num_done, settings)
@@ -233,7 +232,7 @@ class _Run:
         return build_model(
             config,
             self._settings.vocabulary,
-            text_dir=self._codebook_dirs[Modality.TEXT],
+            text_dir=self._text_dir,
             max_length=self._recipe.sequence.max_length,
             seed=self._seed,
         )
@@ -274,7 +273,7 @@ class _Run:
                 model=model,
                 state=state,
                 settings=self._settings,
-                codebook_dir=self._out_dir / CODEBOOK_NAME,
+                codebooks=self._codebooks,
                 is_best=is_best,
             )
         self._ranks.wait_for_all()

@@ -1,6 +1,5 @@
 """What a run begins with, or goes on from: one checkpoint for all ranks, which must be of the same run."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards.card import CODEBOOK_NAME
-from dmlm.pipeline.storage import sha256_file, write_bytes
+from dmlm.pipeline.storage import sha256_file
 from dmlm.trainer.checkpoint import DONE_NAME, checkpoint_path, latest_checkpoint, resolve_checkpoint
 from dmlm.trainer.config import Recipe
 from dmlm.trainer.data.dataset import TrainingData
@@ -109,16 +108,18 @@ def with_vocabulary_of(data: TrainingData, start: str | Path | None) -> Training
     )
 
 
-def keep_codebooks(run_dir: Path, codebook_dirs: Mapping[Modality, Path]) -> None:
-    """Copies the codebooks of a run into its folder, from where its checkpoints take them.
+def read_codebooks(codebook_dirs: Mapping[Modality, Path]) -> dict[str, bytes]:
+    """Files of the codebooks of a run by their path below `codebook/`, as every checkpoint holds them.
 
-    Where they come from may be gone at the first save: another run, say, that removes its older checkpoints.
+    They are read before the first step: where they come from may be gone at the first save. Another run, say,
+    removes its older checkpoints.
     """
-    shutil.rmtree(run_dir / CODEBOOK_NAME, ignore_errors=True)  # of a run that saved nothing
-    for modality, codebook_dir in codebook_dirs.items():
-        for path in filter(Path.is_file, codebook_dir.rglob("*")):
-            kept = run_dir / CODEBOOK_NAME / modality / path.relative_to(codebook_dir)
-            write_bytes(kept, path.read_bytes())
+    return {
+        f"{modality}/{path.relative_to(directory).as_posix()}": path.read_bytes()
+        for modality, directory in codebook_dirs.items()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def _name_of(path: Path) -> str:

@@ -29,6 +29,7 @@ from dmlm.trainer.decoding.generation import generate
 from dmlm.trainer.export import export_checkpoint
 from dmlm.trainer.models.model import build_model
 from dmlm.trainer.optim import build_optimizer, optimizer_tensors, restore_optimizer
+from dmlm.trainer.resuming import read_codebooks
 from dmlm.trainer.settings import RunSettings, check_same_run, read_settings
 
 
@@ -73,7 +74,7 @@ class Saver:
             model=self.model,
             state=state,
             settings=self.settings,
-            codebook_dir=self.data.codebook_dirs[Modality.TEXT].parent,
+            codebooks=read_codebooks(self.data.codebook_dirs),
             is_best=is_best,
         )
 
