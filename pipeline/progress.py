@@ -15,10 +15,12 @@ LINE_EVERY_SECONDS = 10.0
 class Progress:
     """Counts finished work and reports it on standard error."""
 
-    def __init__(self, label: str, total: int | None = None, unit: str = "samples") -> None:
-        """`total` in `unit`; None when it is not known."""
+    def __init__(
+        self, label: str, total: int | None = None, unit: str = "samples", num_before: int = 0
+    ) -> None:
+        """`total` in `unit`; None when it is not known. `num_before` of them were done by an earlier run."""
         self.label, self.total, self.unit = label, total, unit
-        self.num_done = 0
+        self.num_done = self._num_before = num_before
         self._live = sys.stderr.isatty()
         self._start = self._last = time.monotonic()
 
@@ -36,7 +38,7 @@ class Progress:
 
     def _print(self, note: str, end: str) -> None:
         seconds = max(time.monotonic() - self._start, 1e-9)
-        rate = self.num_done / seconds
+        rate = (self.num_done - self._num_before) / seconds
         done = f"{self.num_done}/{self.total}" if self.total is not None else str(self.num_done)
         parts = [f"{self.label}: {done} {self.unit}", f"{rate:.1f}/s", f"{seconds:.0f} s"]
         if self.total and self.num_done < self.total and rate > 0:

@@ -74,7 +74,7 @@ class TrainerState:
     optimizer: Mapping[str, Tensor]
     stream: Mapping[str, Any]
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Figures of the steps since the last line of `metrics.jsonl`; empty in older checkpoints."""
+    """Figures of the steps since the last line of `metrics.jsonl`, and of all; empty in older checkpoints."""
 
 
 def save_checkpoint(
@@ -89,7 +89,7 @@ def save_checkpoint(
     """Publishes a checkpoint and removes all but the newest, as many as the recipe keeps, and the best.
 
     Later ones go, too: they are damaged, and the run fell back behind them. One that `best` links to stays.
-    The codebooks are those of `read_codebooks`.
+    `codebooks` are those of `read_codebooks`.
 
     Raises:
         StorageError: The disk is full or fails; what was there before is still there.
@@ -113,8 +113,9 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         if not (path / DONE_NAME).is_file():
             _remove(path)  # of no use, and it holds the space that the next one needs
-        remedy = "free space or mend the disk, then --resume"
-        raise StorageError(f"{path}: cannot be written: {error}; {remedy}") from error
+        raise StorageError(
+            f"{path}: not saved: {error}; mend the disk or free space, then --resume"
+        ) from error
     _remove_others(run_dir, state.step, settings.recipe.keep_checkpoints)
     return path
 
@@ -233,13 +234,8 @@ def _write_files(
     write_json(directory / METRICS_PATH, state.metrics)
     write_json(directory / VOCABULARY_NAME, settings.vocabulary.to_json())
     versions = {"dmlm": dmlm.__version__, "torch": torch.__version__}
-    content = {
-        "format_version": FORMAT_VERSION,
-        "step": state.step,
-        **settings.to_json(),
-        "versions": versions,
-    }
-    write_json(directory / SETTINGS_NAME, content)
+    about = {"format_version": FORMAT_VERSION, "step": state.step, "versions": versions}
+    write_json(directory / SETTINGS_NAME, {**about, **settings.to_json()})
 
 
 def _relative_files(directory: Path) -> list[str]:

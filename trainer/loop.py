@@ -76,7 +76,7 @@ class TrainReport:
     last: Record | None
     """Of the last few steps; None when the run was complete before."""
     total: Record | None
-    """Of all steps of this process."""
+    """Of all steps, those before `--resume` included."""
 
     def table(self) -> str:
         """The report for the console."""

@@ -6,6 +6,7 @@ figures of the step over all ranks, so every rank comes to the same decision: go
 Suffixes: N token that carries loss, K task (a place in TASKS), M modality.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
 NUM_NAMED: Final = 5
 SHAPE_OF_SUMS: Final = (NUM_TASKS, NUM_MODALITIES, 3)
 NUM_SUMS: Final = math.prod(SHAPE_OF_SUMS)
+_NOTHING_COMPILED: Final = (
+    "torch_compile has no effect: gradient_checkpointing leaves nothing to compile where attention is called "
+    "once per sequence; leave one of them out, or take attention: dense"
+)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,6 +86,8 @@ class TrainStep:
             checkpoint_layers(model)
         self._packed = spread(PackedModel(model, self.kernel, self.products), ranks, recipe.parallel)
         if recipe.torch_compile:
+            if recipe.gradient_checkpointing and self.kernel == "sequences" and ranks.is_first:
+                _logger.warning(_NOTHING_COMPILED)
             compile_layers(model)
         self.optimizer = build_optimizer(model, recipe.optimizer)
 

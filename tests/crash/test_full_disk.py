@@ -122,7 +122,7 @@ def limits_below(folder: Path, num_limits: int) -> list[int]:
 
 def assert_says_so(code: int | None, message: str) -> None:
     assert code == ExitCode.STORAGE, message
-    assert "storage: " in message or "cannot be written" in message
+    assert "storage: " in message or "not saved" in message
     assert "Traceback" not in message
 
 

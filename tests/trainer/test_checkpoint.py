@@ -263,7 +263,7 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_its_space(
         write_json(path, content)
 
     monkeypatch.setattr(checkpoint_module, "write_json", fail_at_the_end)
-    with pytest.raises(StorageError, match=r"checkpoint-000002: cannot be written: .*No space left"):
+    with pytest.raises(StorageError, match=r"checkpoint-000002: not saved: .*No space left"):
         saver.save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000001"]
 

@@ -104,7 +104,7 @@ def test_a_line_over_a_stop_holds_its_steps_before_and_behind_it(
 ) -> None:
     config = replace(config, recipe=replace(RECIPE, log_every_steps=4))
     whole = replace(config, out_dir=tmp_path / "whole")
-    train(whole)
+    undisturbed = train(whole).total
     monkeypatch.setattr(step, "learning_rate", StopAfter(7))
     with pytest.raises(SystemError):
         train(config)
@@ -114,8 +114,15 @@ def test_a_line_over_a_stop_holds_its_steps_before_and_behind_it(
         (checkpoint / METRICS_PATH).unlink()
         sums = json.loads((checkpoint / DONE_NAME).read_text())
         (checkpoint / DONE_NAME).write_text(json.dumps({n: s for n, s in sums.items() if n != METRICS_PATH}))
-    train(replace(config, resume=True))
+    total = train(replace(config, resume=True)).total
     found, expected = figures(config.out_dir), figures(whole.out_dir)
+    assert total is not None
+    assert undisturbed is not None
+    same = all(
+        getattr(total, name) == getattr(undisturbed, name)
+        for name in ("loss", "num_tokens", "num_sequences", "loss_tokens_by_task", "share_by_task", "padding")
+    )
+    assert same is not is_of_an_older_version
     assert [line["step"] for line in found] == [4, 8, 12]
     assert (found[0], found[2]) == (expected[0], expected[2])
     assert (found[1] == expected[1]) is not is_of_an_older_version

@@ -54,6 +54,18 @@ def test_on_a_cpu_a_step_runs_in_float32_with_one_call_per_sequence(token_shards
     assert losses[-1] < losses[0]
 
 
+def test_options_that_leave_nothing_to_compile_are_named(
+    token_shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _ = open_run(token_shards)
+    both = replace(RECIPE, torch_compile=True, gradient_checkpointing=True)
+    TrainStep(model, both, 0, ALONE)
+    assert "torch_compile has no effect" in caplog.text
+    caplog.clear()
+    TrainStep(model, replace(both, attention="dense"), 0, ALONE)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     ("option", "tolerance"),
     [

@@ -1,8 +1,10 @@
 """What may be done to the layers of a model: compile them, or compute them again in the backward pass."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,10 +18,13 @@ def layers_of(model: "PreTrainedModel") -> list[torch.nn.Module]:
 
 
 def checkpoint_layers(model: "PreTrainedModel") -> None:
-    """Keeps only what goes into each layer; the backward pass computes it again, with equal dropout."""
-    # The second is its name in older versions of transformers.
-    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-    next(getattr(model, name) for name in names if hasattr(model, name))({"use_reentrant": False})
+    """Keeps only what goes into each layer; the backward pass computes it again, with equal dropout.
+
+    Call it before `compile_layers`: nothing inside of a checkpoint is compiled unless the checkpoint is.
+    That of transformers lies outside of the layer's forward.
+    """
+    for layer in layers_of(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def compile_layers(model: "PreTrainedModel", backend: str = "inductor") -> None:

@@ -16,6 +16,7 @@ from dmlm.trainer.config import ModelConfig
 from dmlm.trainer.models.architectures import new_model
 from dmlm.trainer.models.gguf import is_gguf, load_gguf_model
 from dmlm.trainer.models.pretrained import (
+    TESTED_MODELS,
     add_modalities,
     check_packing,
     check_text_tokenizer,
@@ -50,16 +51,17 @@ def build_model(
     _extend_tokenizer(text_dir, vocabulary)
     if config.init is None:
         return _with_token_ids(new_model(config, vocabulary.size, max_length, seed), vocabulary)
-    model = _load_init(config.init, read_init_config(config, max_length))
-    extend_table(model, config.init, max_length)
-    theirs = read_vocabulary(config.init)
-    if theirs is None:
-        check_text_tokenizer(config.init, text_dir)
-        extend_vocabulary(model, vocabulary, seed)
-    elif theirs != vocabulary:
-        _check_grown(config.init, theirs, vocabulary)
-        add_modalities(model, theirs, vocabulary, seed)
-    check_packing(model, config.init)
+    with _as_config_errors(config.init):
+        model = _load_init(config.init, read_init_config(config, max_length))
+        extend_table(model, config.init, max_length)
+        theirs = read_vocabulary(config.init)
+        if theirs is None:
+            check_text_tokenizer(config.init, text_dir)
+            extend_vocabulary(model, vocabulary, seed)
+        elif theirs != vocabulary:
+            _check_grown(config.init, theirs, vocabulary)
+            add_modalities(model, theirs, vocabulary, seed)
+        check_packing(model, config.init)
     return _with_token_ids(model, vocabulary)
 
 
@@ -165,6 +167,21 @@ def _load_init(init: str, config: "PretrainedConfig") -> "PreTrainedModel":
         ) from error
 
 
+@contextmanager
+def _as_config_errors(init: str) -> Iterator[None]:
+    """Names the model where transformers stumbles over one that dmlm has never met."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (AttributeError, TypeError, StrictDataclassError) as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1].strip()}"
+        raise ConfigError(
+            f"--init {init}: such a model cannot be grown or run on packed rows ({reason}); "
+            f"take {TESTED_MODELS}, or a shorter sequence.max_length"
+        ) from error
+
+
 def _check_grown(init: str, theirs: Vocabulary, vocabulary: Vocabulary) -> None:
     """Raises FingerprintMismatchError unless `vocabulary` is the checkpoint's, or has a modality more."""
     grown = replace(
@@ -187,4 +204,6 @@ def _with_token_ids(model: "PreTrainedModel", vocabulary: Vocabulary) -> "PreTra
     for config in (model.config, model.generation_config):
         config.bos_token_id, config.eos_token_id = vocabulary.bos_id, vocabulary.eos_id
     model.generation_config.pad_token_id = vocabulary.eos_id
+    # A pretrained one may lie behind the text, where another token is now; its row would get no gradient.
+    model.config.pad_token_id = model.get_input_embeddings().padding_idx = None
     return model

@@ -33,6 +33,8 @@ DROPOUT_FIELDS: Final = (
 )
 """Names that a config may have; the first group of which it has any is set."""
 
+TESTED_MODELS: Final = "OPT, GPT-2, Llama, SmolLM2, Qwen2 or Qwen3"
+"""For messages."""
 NOISE_SHARE: Final = 0.5
 """How far new rows lie from each other, in standard deviations of the text rows; see docs/models.md."""
 PROBE: Final = "Hello  World\n\n5 don't\tnaïve CAFÉ, cafe\u0301 12,345.67€ ﬁ １２ 東京 🙂 (a_b) \r\n  it's"
@@ -193,7 +195,7 @@ def check_packing(model: "PreTrainedModel", init: str) -> None:
     if (packed_TV - alone_TV).abs().max() > _LOGIT_TOLERANCE * alone_TV.std():
         raise ConfigError(
             f"--init {init}: a {model.config.model_type} model gives other logits on packed rows than alone; "
-            "take OPT, GPT-2, Llama, SmolLM2, Qwen2 or Qwen3"
+            f"take {TESTED_MODELS}"
         )
 
 
@@ -227,7 +229,7 @@ def _check_attention(config: "PretrainedConfig", init: str, max_length: int) -> 
     if kind is None or not kind._supports_attention_backend:
         raise ConfigError(
             f"--init {init}: a {config.model_type} model cannot run on packed rows: transformers gives it no "
-            "exchangeable attention; take OPT, GPT-2, Llama, SmolLM2, Qwen2 or Qwen3"
+            f"exchangeable attention; take {TESTED_MODELS}"
         )
     window = getattr(config, "sliding_window", None)
     if window is not None and window < max_length:
@@ -271,6 +273,7 @@ def _extend_rotary(config: "PretrainedConfig", init: str, max_length: int) -> No
         "original_max_position_embeddings": num_positions,
     }
     config.max_position_embeddings = max_length
+    config.validate()  # as the first save will
 
 
 @torch.no_grad()

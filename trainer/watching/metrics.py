@@ -96,7 +96,7 @@ class MetricsWindow:
     def __init__(self, plan: Plan, operations: Operations) -> None:
         """Starts the clock."""
         self._plan, self._operations = plan, operations
-        self._losses: list[float] = []
+        self._sum_of_losses, self._num_steps = 0.0, 0
         self._num_tokens_KM = np.zeros((NUM_TASKS, NUM_MODALITIES), np.int64)
         self._sums_KM, self._parts_KM = np.zeros((2, NUM_TASKS, NUM_MODALITIES))
         self._tokens_by_task: Counter[str] = Counter()
@@ -105,7 +105,8 @@ class MetricsWindow:
 
     def add(self, result: StepResult) -> None:
         """Takes in one step."""
-        self._losses.append(result.loss)
+        self._sum_of_losses += result.loss
+        self._num_steps += 1
         self._num_tokens_KM += result.num_tokens_KM
         self._sums_KM += result.sums_KM
         self._parts_KM += result.parts_KM
@@ -121,7 +122,8 @@ class MetricsWindow:
         """Plain json from which `restore` goes on."""
         return {
             "tasks": list(TASKS),
-            "losses": list(self._losses),
+            "sum_of_losses": self._sum_of_losses,
+            "num_steps": self._num_steps,
             "num_tokens_KM": self._num_tokens_KM.tolist(),
             "sums_KM": self._sums_KM.tolist(),
             "parts_KM": self._parts_KM.tolist(),
@@ -134,11 +136,11 @@ class MetricsWindow:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Puts back what `state` gave; the time between does not count.
 
-        Nothing, where the rows of its arrays were other tasks, or it is empty.
+        Nothing, where the rows of its arrays were other tasks, or it is empty or of an older checkpoint.
         """
-        if state.get("tasks") != list(TASKS):
+        if state.get("tasks") != list(TASKS) or "num_steps" not in state:
             return
-        self._losses = list(state["losses"])
+        self._sum_of_losses, self._num_steps = state["sum_of_losses"], state["num_steps"]
         self._num_tokens_KM = np.array(state["num_tokens_KM"], np.int64)
         self._sums_KM, self._parts_KM = np.array([state["sums_KM"], state["parts_KM"]], np.float64)
         self._tokens_by_task = Counter(state["tokens_by_task"])
@@ -154,7 +156,7 @@ class MetricsWindow:
         peak = self._operations.peak_per_second
         return Record(
             step=step,
-            loss=float(np.mean(self._losses)),
+            loss=self._sum_of_losses / self._num_steps,
             loss_by_modality=self._of_present(self._sums_KM.sum(axis=0) / np.maximum(tokens_M, 1)),
             loss_share_by_modality=self._of_present(shares_KM.sum(axis=0)),
             loss_share_by_task=self._by_task(shares_KM.sum(axis=1)),

@@ -40,8 +40,8 @@ class RunLog:
     ) -> None:
         """Goes on behind step `first_step`; lines of later steps, which will be made again, are dropped.
 
-        `state`: what the method of that name gave at that step; the next line begins with the next step where
-        it is empty or of other tasks.
+        `state`: what the method of that name gave at that step; where it is empty or of other tasks, the next
+        line and the totals begin with the next step.
         """
         self._run_dir, self._plan, self._trackers = run_dir, plan, trackers
         self._symptoms = Symptoms(plan.recipe)
@@ -52,7 +52,8 @@ class RunLog:
         self._operations = operations
         self._window, self._total = MetricsWindow(plan, operations), MetricsWindow(plan, operations)
         self._window.restore(state)
-        self._progress = Progress("train", total=plan.recipe.num_steps - first_step, unit="steps")
+        self._total.restore(state.get("total", {}))
+        self._progress = Progress("train", total=plan.recipe.num_steps, unit="steps", num_before=first_step)
         self.last: Record | None = None
         """The newest record; None before the first."""
         self.total: Record | None = None
@@ -84,8 +85,8 @@ class RunLog:
                 tracker.add_text(validation.step, "validation/answers", answers)
 
     def state(self) -> dict[str, Any]:
-        """Plain json: figures of the steps since the last line."""
-        return self._window.state()
+        """Plain json: figures of the steps since the last line, and of all."""
+        return {**self._window.state(), "total": self._total.state()}
 
     def close(self) -> None:
         """Closes the trackers."""

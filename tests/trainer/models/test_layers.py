@@ -28,6 +28,7 @@ CASES = pytest.mark.parametrize("config", [OPT, LLAMA], ids=["opt", "llama"])
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -86,6 +87,7 @@ def test_compiled_layers_give_the_same_and_one_graph_serves_rows_of_any_length(
     found = [run(packed, random_row(seed)) for seed in range(2)]
     with torch.compiler.set_stance("fail_on_recompile"):
         found += [run(packed, random_row(seed)) for seed in range(2, 6)]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for vector, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(vector, reference, rtol=1e-4, atol=1e-6)
 

@@ -21,6 +21,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -332,6 +333,21 @@ def test_a_checkpoint_that_learns_a_modality_keeps_the_rows_of_all_its_tokens(
     assert (after.get_output_embeddings().weight is rows) is tied
 
 
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_every_new_token_is_learnt_wherever_the_padding_was(
+    kind: str, tmp_path: Path, text_dir: Path
+) -> None:
+    save_llm(tmp_path / "llm", text_dir, CONFIGS[kind](tie_word_embeddings=False))
+    config = json.loads((tmp_path / "llm" / "config.json").read_text())
+    (tmp_path / "llm" / "config.json").write_text(json.dumps({**config, "pad_token_id": NUM_ROWS - 1}))
+    save_model(grow(tmp_path / "llm", text_dir), tmp_path / "grown")
+    for model in (grow(tmp_path / "llm", text_dir), load_model(tmp_path / "grown")):
+        ids = torch.arange(NUM_ROWS - 4, NUM_ROWS + 4)[None]
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients_VD = model.get_input_embeddings().weight.grad
+        assert gradients_VD[ids[0, :-1]].abs().sum(dim=1).min() > 0
+
+
 def rotary(kind: str) -> PretrainedConfig:
     return LlamaConfig(**GROUPED, rope_parameters={"rope_type": kind, "factor": 2.0, "rope_theta": 10_000.0})
 
@@ -345,6 +361,10 @@ def rotary(kind: str) -> PretrainedConfig:
         (GraniteConfig(**{**ROTARY, "num_key_value_heads": 4}, logits_scaling=3.0), "other logits on packed"),
         (rotary("linear"), "scales them already"),
         (rotary("dynamic"), "depend on the longest sequence"),
+        (
+            Phi3Config(**{**ROTARY, "num_key_value_heads": 4}),
+            r"cannot be grown or run on packed rows \(Strict",
+        ),
     ],
     ids=lambda value: value.model_type if isinstance(value, PretrainedConfig) else "",
 )
