@@ -23,6 +23,10 @@ _CHOICES: Mapping[str, Callable[[Path, SourceOptions], tuple[SourceOptions, ...]
     "coco": coco.every_choice,
 }
 """Of corpora that may hold several of what `open_source` opens one of."""
+_BY_SPLITS: Mapping[str, Callable[[Path, Sequence[str], SourceOptions], SourceOptions]] = {
+    "coco": coco.with_partition_of
+}
+"""Of those of them whose splits tell which one is meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,8 @@ def open_source(
     _check_name(name)
     corpus, manifest = _CORPORA[name], load_manifest(name)
     corpus_dir = hub.pinned(_locate(name, root))
+    if splits and name in _BY_SPLITS:
+        options = _BY_SPLITS[name](corpus_dir, splits, options)
     present = corpus.find_splits(corpus_dir, options)
     asked = tuple(dict.fromkeys(splits)) if splits else present
     for split in asked:
