@@ -62,9 +62,11 @@ class _CorpusSource:
 
 
 def _at_speeds(item: Utterance, speeds: Sequence[float]) -> Iterator[Utterance]:
-    """The utterance at each speed; the key tells which, in percent."""
+    """The utterance at each speed; the key tells which, in percent. Overlap lasts as long as it is heard."""
     for speed in speeds:
-        yield item if speed == 1 else replace(item, key=f"{item.key}-sp{100 * speed:.0f}", speed=speed)
+        key = item.key if speed == 1 else f"{item.key}-sp{100 * speed:.0f}"
+        overlap = item.overlap_seconds and item.overlap_seconds / speed
+        yield replace(item, key=key, speed=speed, overlap_seconds=overlap)
 
 
 def open_source(
