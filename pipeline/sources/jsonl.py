@@ -119,8 +119,9 @@ def _to_record(content: Mapping[str, object]) -> _Record:
 def _fits(name: str, value: object) -> bool:
     if not name.endswith("_seconds"):
         return isinstance(value, str) and (name != "split" or value.isprintable())
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 <= value <= MAX_RECORDING_SECONDS
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 <= value <= MAX_RECORDING_SECONDS
 
 
 def _to_item(record: _Record, folder: Path, line_key: str, split: str) -> SourceItem:
