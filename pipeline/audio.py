@@ -27,6 +27,8 @@ MAX_CHANNELS = 2
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
 MAX_UTTERANCE_SECONDS = 3_600
 MAX_RECORDING_SECONDS = 12 * 3_600
+MAX_OVERHANG_SECONDS = 0.01
+"""So far may the end of a stretch lie beyond that of the recording: lists have rounded durations."""
 MAX_EXPANSION = 200
 """Decoded bytes (16 bit) per byte of the file, for recordings of more than `MIN_EXPANDED_BYTES`."""
 MIN_EXPANDED_BYTES = 16 << 20
@@ -57,7 +59,7 @@ def load_waveform(
     Args:
         path: WAV, FLAC, MP3 or OGG (Vorbis, Opus).
         start_seconds: Where the stretch starts; everything before is skipped by seeking.
-        end_seconds: Where it ends; None: at the end of the recording.
+        end_seconds: Where it ends; None, or at most 10 ms beyond: at the end of the recording.
         sampling_rate_hz: Rate of the samples returned.
 
     Raises:
@@ -175,11 +177,12 @@ def _locate_stretch(
     if file.frames == 0:
         raise AudioError(f"{path}: holds no audio")
     start = round(start_seconds * rate_hz)
-    stop = file.frames if end_seconds is None else round(end_seconds * rate_hz)
-    if not 0 <= start < stop <= file.frames:
+    end = file.frames if end_seconds is None else round(end_seconds * rate_hz)
+    stop = min(end, file.frames)
+    if not 0 <= start < stop or end - stop > MAX_OVERHANG_SECONDS * rate_hz:
         raise AudioError(
-            f"{path}: no stretch from {start / rate_hz:g} to {stop / rate_hz:g} s "
-            f"in a recording of {file.frames / rate_hz:g} s"
+            f"{path}: no stretch from {start / rate_hz:.10g} to {end / rate_hz:.10g} s "
+            f"in a recording of {file.frames / rate_hz:.10g} s"
         )
     if stop - start > MAX_UTTERANCE_SECONDS * rate_hz:
         raise AudioError(f"{path}: {(stop - start) / rate_hz:.0f} s, limit {MAX_UTTERANCE_SECONDS} s; cut it")

@@ -14,7 +14,8 @@ Command = Callable[..., Any]
 _OPTIONS = (
     click.option(
         "--lang-pair",
-        help="CoVoST language pair such as it_en.  [default: the only one present; of a codebook: all]",
+        help="CoVoST language pair such as it_en, or zh_en for zh-CN_en.  "
+        "[default: the only one present; of a codebook: all]",
     ),
     click.option(
         "--microphone",
@@ -33,8 +34,8 @@ _OPTIONS = (
     click.option(
         "--coco-splits",
         type=click.Choice(["2014", "2017", "karpathy"]),
-        help="COCO: partition to use.  [default: karpathy where dataset_coco.json is, else the only year; "
-        "of a codebook: both years]",
+        help="COCO: partition to use.  [default: that of --split, else karpathy where dataset_coco.json is, "
+        "else the only year; of a codebook: both years]",
     ),
     click.option(
         "--columns",

@@ -5,7 +5,7 @@ With Karpathy's dataset_coco.json the splits are his (train with restval, val, t
 image-only; a caption whose image file is not there is skipped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -42,6 +42,13 @@ def every_choice(corpus_dir: Path, options: SourceOptions) -> tuple[SourceOption
     if options.coco_splits or _KARPATHY in partitions:
         return (options,)
     return tuple(replace(options, coco_splits=year) for year in partitions)
+
+
+def with_partition_of(corpus_dir: Path, splits: Sequence[str], options: SourceOptions) -> SourceOptions:
+    """Options that name the partition of these splits, where none is named and only one has them all."""
+    having = [name for name, present in _find_partitions(corpus_dir).items() if {*splits} <= {*present}]
+    is_plain = options.coco_splits is None and len(having) == 1
+    return replace(options, coco_splits=having[0]) if is_plain else options
 
 
 def find_splits(corpus_dir: Path, options: SourceOptions) -> tuple[str, ...]:

@@ -32,6 +32,11 @@ class _Pair:
     translation_language: str
     table_path: Path
 
+    @property
+    def languages(self) -> str:
+        """The name without regions, which data sets and the manifest call the pair by."""
+        return f"{self.language}_{self.translation_language}"
+
 
 @dataclass(frozen=True, slots=True)
 class _Row:
@@ -180,6 +185,7 @@ def _list_pairs(corpus_dir: Path) -> list[_Pair]:
 def _choose_pair(corpus_dir: Path, wanted: str | None) -> _Pair:
     pairs = _list_pairs(corpus_dir)
     chosen = [pair for pair in pairs if wanted in (None, pair.name)]
+    chosen = chosen or [pair for pair in pairs if wanted == pair.languages]
     if len(chosen) == 1:
         return chosen[0]
     if table_path := next(corpus_dir.glob(f"*/covost_v2.{wanted}.tsv"), None):

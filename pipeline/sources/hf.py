@@ -73,8 +73,11 @@ def iter_split(corpus_dir: Path, split: str, options: SourceOptions) -> Iterator
     lines = (
         iter_lines(list_path) if list_path.is_file() else _copy_rows(corpus_dir, split, options, list_path)
     )
-    for line in lines:
-        yield replace(jsonl.parse_line(list_path, line), source=NAME)
+    # What is relative in a row of a local folder is so to the folder, not to the list.
+    place = list_path if HubName.of(corpus_dir) else corpus_dir / list_path.name
+    for number, line in enumerate(lines, start=1):
+        row = replace(line, where=f"row {number} of {split}")
+        yield replace(jsonl.parse_line(place, row), source=NAME)
 
 
 def _copy_rows(corpus_dir: Path, split: str, options: SourceOptions, list_path: Path) -> Iterator[Line]:
@@ -124,7 +127,8 @@ def _keep_file(media: Any, stem: Path, own_place: str) -> str:
     """Path of a recording or an image, which is copied unless it is a file of its own on this machine.
 
     An address that is not the data set's own, or where there is nothing, stays: it is no file, as any other.
-    What the hub calls a file of this machine is none, either: nobody there may choose what is read here.
+    What the hub calls a file of this machine is none, either: nobody there may choose what is read here. Of a
+    path that leads upwards only the name is left.
     """
     if isinstance(media, str):
         media = {"path": media}
@@ -132,7 +136,8 @@ def _keep_file(media: Any, stem: Path, own_place: str) -> str:
         media = {"bytes": media}
     name, content = media.get("path") or "", media.get("bytes")
     if content is None and "://" not in name:
-        return Path(name).name if own_place.startswith(_HUB) else name
+        is_foreign = own_place.startswith(_HUB) or ".." in Path(name).parts
+        return Path(name).name if is_foreign else name
     if content is None and not _is_own(name, own_place):
         return name
     suffix = Path(name.partition("::")[0]).suffix

@@ -30,13 +30,14 @@ class SourceOptions:
     """
 
     lang_pair: str | None = None
-    """CoVoST: which pair, such as `it_en`; None: the only one present."""
+    """CoVoST: which pair, such as `it_en`, with or without regions; None: the only one present."""
     microphone: Literal["ihm-mix", "ihm", "sdm"] = "ihm-mix"
     """AMI: mix of the headsets, each speaker's own headset, or one distant microphone."""
     truncated_words: Literal["keep", "drop"] = "keep"
     """AMI: words that the speaker broke off."""
     coco_splits: CocoPartition | None = None
-    """COCO: which partition; None: Karpathy's when its file is there, else the only year present."""
+    """COCO: which partition; None: the one that the splits asked for are of, else Karpathy's when its file is
+    there, else the only year present."""
     language: str | None = None
     """text, units and hf: language of all texts, an ISO code such as `en`."""
     columns: str | None = None

@@ -3,18 +3,18 @@
     {"key": "a1", "audio": "clips/a1.wav", "text": "Hello.", "language": "en", "split": "train"}
     {"image": "photos/7.jpg", "text": "A red bus."}
 
-Every field may be left out, but a line needs `audio`, `image` or `text`. Paths are relative to the file;
-`start_seconds` and `end_seconds` name a stretch of `audio`; the split is else the name of the file.
+Every field may be left out; a line without `audio`, `image` and `text` is skipped. Paths are relative to the
+file; `start_seconds` and `end_seconds` name a stretch of `audio`; the split is else the name of the file.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from dmlm.pipeline.audio import MAX_RECORDING_SECONDS
 from dmlm.pipeline.errors import AnnotationError
-from dmlm.pipeline.samples import Broken, ImageCaption, SourceItem, TextLine, Utterance
+from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem, TextLine, Utterance
 from dmlm.pipeline.sources.interface import SourceOptions, is_key
 from dmlm.pipeline.sources.lines import Line, find_files, iter_lines
 from dmlm.pipeline.storage import sha256_json
@@ -77,7 +77,7 @@ def _find_split(path: Path, line: Line) -> str:
 
 
 def parse_line(path: Path, line: Line) -> SourceItem:
-    """Item of a line of the file at `path`; Broken when the line is wrong."""
+    """Item of a line of the file at `path`; Broken when the line is wrong, Skipped when nothing is in it."""
     split = path.stem
     try:
         content = _decode(line)
@@ -111,7 +111,7 @@ def _to_record(content: Mapping[str, object]) -> _Record:
                 f"unknown key {name[:40]!r}{did_you_mean(name, _FIELDS)}; known are {', '.join(_FIELDS)}"
             )
         if value is not None and not _fits(name, value):
-            wanted = "seconds from 0" if name.endswith("_seconds") else "text"
+            wanted = f"seconds from 0 to {MAX_RECORDING_SECONDS}" if name.endswith("_seconds") else "text"
             raise AnnotationError(f"{name} must be {wanted}, found {str(value)[:40]!r}")
     return _Record(**content)  # type: ignore[arg-type]
 
@@ -119,7 +119,9 @@ def _to_record(content: Mapping[str, object]) -> _Record:
 def _fits(name: str, value: object) -> bool:
     if not name.endswith("_seconds"):
         return isinstance(value, str) and (name != "split" or value.isprintable())
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 <= value <= MAX_RECORDING_SECONDS
 
 
 def _to_item(record: _Record, folder: Path, line_key: str, split: str) -> SourceItem:
@@ -142,7 +144,8 @@ def _to_item(record: _Record, folder: Path, line_key: str, split: str) -> Source
             language=record.language,
         )
     if not (record.text and record.text.strip()):
-        raise AnnotationError("needs audio, image or text")
+        reason = "no audio, image or text"
+        return Skipped(key=key, source=NAME, split=split, reason=reason, recording_id=split)
     return TextLine(
         key=key,
         source=NAME,

@@ -4,6 +4,7 @@ Any folder of that shape is a split. Audio without a transcript line is speech-o
 audio is skipped.
 """
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,8 @@ def _iter_chapter(split: str, chapter_dir: Path) -> Iterator[SourceItem]:
 
 def _read_transcripts(path: Path) -> _Transcripts:
     transcripts = _Transcripts()
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    content = path.read_bytes() if path.is_file() else b""
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             _add_line(transcripts, line.strip(), f"{path.name}:{number}")
@@ -79,7 +81,7 @@ def _read_transcripts(path: Path) -> _Transcripts:
 
 
 def _add_line(transcripts: _Transcripts, line: bytes, where: str) -> None:
-    name, _, rest = line.partition(b" ")
+    name, *texts = line.split(maxsplit=1)
     key = name.decode("ascii", errors="replace")
     if not is_key(key):
         transcripts.faults[where] = f"{where}: line does not start with the name of an utterance"
@@ -87,7 +89,7 @@ def _add_line(transcripts: _Transcripts, line: bytes, where: str) -> None:
         transcripts.faults[key] = f"{where}: second line for {key}"
     else:
         try:
-            transcripts.texts[key] = rest.decode("utf-8").strip()
+            transcripts.texts[key] = b"".join(texts).decode("utf-8").strip()
         except UnicodeDecodeError:
             transcripts.faults[key] = f"{where}: text is not UTF-8"
 

@@ -23,6 +23,10 @@ _CHOICES: Mapping[str, Callable[[Path, SourceOptions], tuple[SourceOptions, ...]
     "coco": coco.every_choice,
 }
 """Of corpora that may hold several of what `open_source` opens one of."""
+_BY_SPLITS: Mapping[str, Callable[[Path, Sequence[str], SourceOptions], SourceOptions]] = {
+    "coco": coco.with_partition_of
+}
+"""Of those of them whose splits tell which one is meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +62,11 @@ class _CorpusSource:
 
 
 def _at_speeds(item: Utterance, speeds: Sequence[float]) -> Iterator[Utterance]:
-    """The utterance at each speed; the key tells which, in percent."""
+    """The utterance at each speed; the key tells which, in percent. Overlap lasts as long as it is heard."""
     for speed in speeds:
-        yield item if speed == 1 else replace(item, key=f"{item.key}-sp{100 * speed:.0f}", speed=speed)
+        key = item.key if speed == 1 else f"{item.key}-sp{100 * speed:.0f}"
+        overlap = item.overlap_seconds and item.overlap_seconds / speed
+        yield replace(item, key=key, speed=speed, overlap_seconds=overlap)
 
 
 def open_source(
@@ -84,6 +90,8 @@ def open_source(
     _check_name(name)
     corpus, manifest = _CORPORA[name], load_manifest(name)
     corpus_dir = hub.pinned(_locate(name, root))
+    if splits and name in _BY_SPLITS:
+        options = _BY_SPLITS[name](corpus_dir, splits, options)
     present = corpus.find_splits(corpus_dir, options)
     asked = tuple(dict.fromkeys(splits)) if splits else present
     for split in asked:

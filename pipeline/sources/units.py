@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Broken, Skipped, SourceItem, UnitInventory, UnitLine
 from dmlm.pipeline.sources.interface import SourceOptions, is_key
 from dmlm.pipeline.sources.lines import find_files, iter_lines
@@ -32,7 +33,11 @@ def find_splits(corpus_dir: Path, options: SourceOptions) -> tuple[str, ...]:
 
 
 def iter_split(corpus_dir: Path, split: str, options: SourceOptions) -> Iterator[SourceItem]:
-    """Yields the lines of a unit file in their order, then what only the transcripts have."""
+    """Yields the lines of a unit file in their order, then what only the transcripts have.
+
+    Raises:
+        ConfigError: The size given is beyond that of any codebook.
+    """
     path = find_files(corpus_dir, ".units")[split]
     inventory = _take_inventory(corpus_dir, options)
     texts, faults = _read_texts(path.with_suffix(".txt"))
@@ -65,7 +70,9 @@ def _take_inventory(corpus_dir: Path, options: SourceOptions) -> UnitInventory:
     name = options.units_name or f"sha256:{sha256_json([sha256_file(path) for path in paths])[:16]}"
     lines = (_split_key(line.text or line.key)[1] for path in paths for line in iter_lines(path))
     num_units = options.num_units or 1 + max(map(_largest, filter(_IDS.fullmatch, lines)), default=0)
-    return UnitInventory(name=name, num_tokens=min(num_units, MAX_UNITS))
+    if num_units > MAX_UNITS:
+        raise ConfigError(f"--num-units {num_units}: no codebook is so large; the limit is {MAX_UNITS}")
+    return UnitInventory(name=name, num_tokens=num_units)
 
 
 def _split_key(text: str) -> tuple[str, str]:

@@ -7,6 +7,8 @@ sample.json and the kind of processor stay the same.
 """
 
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +33,9 @@ from dmlm.pipeline.synthesis.texts import Reading, SampleTexts, draw_texts
 
 ENGLISH_PACKAGES = ("dmlm", "hibari-tts", "onnxruntime", "numpy", "scipy", "soxr", "soundfile")
 OTHER_PACKAGES = ("espeakng-loader", "pillow")
+
+_TYPOGRAPHIC_APOSTROPHE = re.compile(r"\u2019(?=\w)")
+"""Behind a word the same character may be a closing quotation mark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +100,14 @@ def _installed_version(package: str) -> str:
 
 
 def _read_lines(text_path: Path) -> list[str]:
-    """Lines with anything to speak."""
+    """Lines with anything to speak, their letters and apostrophes in the form that transcripts have."""
     try:
         text = text_path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{text_path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{text_path}: not UTF-8 text (byte {error.start})") from error
+    text = _TYPOGRAPHIC_APOSTROPHE.sub("'", unicodedata.normalize("NFC", text))
     lines = [line.strip() for line in text.splitlines() if readings.transcript(line)]
     if not lines:
         raise ConfigError(f"{text_path}: no line with anything to speak")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dmlm.pipeline.randomness import generator_for
+from dmlm.pipeline.synthesis.readings import transcript
 
 WORDS_PER_SECOND = 2.3
 """Of the English voice over all its speakers, as pieces."""
@@ -57,8 +58,8 @@ class _Text:
 
 
 def _words(line: str) -> Words:
-    """The words; in a line of capitals they are no abbreviations."""
-    return (line.lower() if line.isupper() else line).split()
+    """The words; in a line of capitals they are no abbreviations. A dash between them is none."""
+    return [word for word in (line.lower() if line.isupper() else line).split() if transcript(word)]
 
 
 def _draw_forever(words: Words, shares: npt.NDArray[np.float64], rng: np.random.Generator) -> Iterator[str]:

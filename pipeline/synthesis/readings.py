@@ -57,8 +57,11 @@ def is_word_string(key: str) -> bool:
 
 
 def transcript(text: str) -> str:
-    """Text as LibriSpeech writes it: upper case, letters, digits and apostrophes only."""
-    return " ".join(re.findall(r"(?:[^\W_]|')+", text.upper()))
+    """Text as LibriSpeech writes it: upper case, letters, digits and apostrophes only.
+
+    Empty where there is neither a letter nor a digit.
+    """
+    return " ".join(re.findall(r"'*[^\W_](?:[^\W_]|')*", text.upper()))
 
 
 def plan_readings(

@@ -17,12 +17,19 @@ _logger = logging.getLogger(__name__)
 
 def nothing_to_tokenize(source: str, root: Path, items: Sequence[SourceItem]) -> ConfigError:
     """Error for a corpus all of whose items are left out: the commonest reason, and where to get the rest."""
-    reasons = Counter(item.reason for item in items if isinstance(item, Skipped | Broken))
-    why = "".join(f", {count} of them: {reason}" for reason, count in reasons.most_common(1))
     return ConfigError(
-        f"{source}: nothing to tokenize in {root}, {len(items)} items left out{why}"
+        f"{source}: nothing to tokenize in {root}, {len(items)} items left out{_why_left_out(items)}"
         f"{where_to_get(load_manifest(source))}"
     )
+
+
+def _why_left_out(items: Iterable[SourceItem]) -> str:
+    """The commonest reason, whatever line or file it names first; an example where all differ."""
+    reasons = [item.reason for item in items if isinstance(item, Skipped | Broken)]
+    kinds = Counter(reason.partition(": ")[2] or reason for reason in reasons)
+    for kind, count in kinds.most_common(1):
+        return f", such as {reasons[0]}" if count == 1 else f", {count} of them: {kind}"
+    return ""
 
 
 def warn_of_other_counts(source: str, root: Path, tasks: Iterable[ShardTask]) -> None:

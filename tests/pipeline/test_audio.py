@@ -191,6 +191,20 @@ def test_stretch_outside_the_recording_is_refused_not_cropped(tmp_path, start, e
         load_waveform(path, start, end)
 
 
+def test_end_of_a_list_that_was_rounded_up_is_the_end_of_the_recording(tmp_path):
+    path = write(tmp_path / "a.wav", tone(1.0))
+    assert np.array_equal(load_waveform(path, 0.5, 1.01), load_waveform(path, 0.5))
+    for start, end in ((0.5, 1.0125), (1.0, 1.01), (1.005, 1.01)):
+        with pytest.raises(AudioError, match=f"from {start:g} to {end:g} s in a recording of 1 s"):
+            load_waveform(path, start, end)
+
+
+def test_message_about_a_stretch_shows_what_does_not_fit(tmp_path):
+    path = write(tmp_path / "a.wav", np.zeros(1_199 * 4_000 + 3_999, np.int16), 4_000)
+    with pytest.raises(AudioError, match=r"to 1200\.0125 s in a recording of 1199\.99975 s"):
+        load_waveform(path, 1_195.0, 1_200.0125)
+
+
 def test_utterance_over_an_hour_is_refused_but_its_parts_are_read(tmp_path):
     path = write(tmp_path / "a.wav", np.zeros(3_601 * 4_000, np.int16), 4_000)
     with pytest.raises(AudioError, match="3601 s, limit 3600 s"):

@@ -177,6 +177,16 @@ def test_karpathy_splits_find_images_of_either_year_by_cocoid(corpus, place):
     assert official.splits == ("train2014", "val2014")
 
 
+def test_splits_asked_for_tell_the_partition(corpus):
+    annotate(corpus, [image(7)], [caption(1, 7)])
+    write_2014(corpus)
+    for splits in (["val2017"], ["train2014", "val2014"]):
+        assert open_source("coco", corpus, splits).splits == tuple(splits)
+    write_karpathy(corpus, [karpathy_image(7, "train", 9)])
+    for splits in (["val2017"], ["train2014", "val2014"], ["train"]):
+        assert open_source("coco", corpus, splits).splits == tuple(splits)
+
+
 def test_damaged_karpathy_entries_are_broken_once(corpus):
     sound = karpathy_image(7, "val", 1)
     write_karpathy(corpus, [sound, {"cocoid": "x"}, {**sound, "split": "rest"}, {**sound, "sentences": [3]}])

@@ -126,6 +126,19 @@ def test_region_is_left_out_of_the_language(language_dir):
     assert (item.language, item.translation_language) == ("zh", "en")
 
 
+def test_pair_with_a_region_is_found_by_its_languages_too(language_dir):
+    write_tables(language_dir, ["a.mp3\tA\ttrain"], ["s\ta.mp3\t你好\t2"], pair="zh-CN_en")
+    write_tables(language_dir, ["a.mp3\tA\ttrain"], ["s\ta.mp3\t你好\t2"])
+    assert read(language_dir, lang_pair="zh_en") == read(language_dir, lang_pair="zh-CN_en")
+
+
+def test_pair_named_as_asked_comes_before_one_of_its_languages(language_dir):
+    write_tables(language_dir, ["a.mp3\tA\ttrain"], ["s\ta.mp3\t你好\t2"], pair="zh-CN_en")
+    write_tables(language_dir, ["a.mp3\tB\ttrain"], ["s\ta.mp3\t你好\t2"], pair="zh_en")
+    (item,) = read(language_dir, lang_pair="zh_en")
+    assert item.translation == "B"
+
+
 INTO_ENGLISH = "fr de es ca it ru zh-CN pt fa et mn nl tr ar sv-SE lv sl ta ja id cy"  # 21 languages
 FROM_ENGLISH = "de tr fa sv-SE mn zh-CN cy ca sl et id ar ta lv ja"  # 15 languages
 

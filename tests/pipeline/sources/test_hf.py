@@ -14,7 +14,7 @@ import soundfile
 
 from dmlm.pipeline.audio import load_waveform
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.samples import Broken, ImageCaption, TextLine, Utterance
+from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, TextLine, Utterance
 from dmlm.pipeline.sources import SourceOptions, open_source
 
 STRING = {"dtype": "string", "_type": "Value"}
@@ -115,11 +115,23 @@ def test_images_and_plain_texts_are_read(tmp_path):
     assert isinstance(item, ImageCaption)
     assert (item.image_path.read_bytes(), item.image_id) == (image["bytes"], "train-00000001")
     (tmp_path / "b").mkdir()
-    pq.write_table(pa.table({"text": ["one", None]}), tmp_path / "b" / "train.parquet")
-    text, nothing = read(tmp_path / "b")
+    pq.write_table(pa.table({"text": ["one"]}), tmp_path / "b" / "train.parquet")
+    (text,) = read(tmp_path / "b")
     assert isinstance(text, TextLine)
-    assert isinstance(nothing, Broken)
-    assert "train.jsonl:2: needs audio, image or text" in nothing.reason
+
+
+def test_rows_without_text_are_skipped_and_the_others_keep_their_numbers(tmp_path):
+    pq.write_table(pa.table({"text": ["one", None, "", " \n", "two"]}), tmp_path / "train.parquet")
+    for items in (read(tmp_path), read(tmp_path)):  # as it is copied, and from the cache
+        assert [type(item) for item in items] == [TextLine, *[Skipped] * 3, TextLine]
+        assert {item.reason for item in items[1:4]} == {"no audio, image or text"}
+        assert items[4].key == "train-00000005"
+
+
+def test_row_that_is_wrong_is_named_by_its_number_and_split(tmp_path):
+    pq.write_table(pa.table({"text": ["one", "two"], "key": ["a", "b/c"]}), tmp_path / "train.parquet")
+    for items in (read(tmp_path, columns="key=key"), read(tmp_path, columns="key=key")):
+        assert items[1].reason.startswith("row 2 of train: key 'b/c' must be")
 
 
 @pytest.fixture
@@ -160,6 +172,20 @@ def test_recordings_in_a_zip_of_the_data_set_are_copied_and_no_others(recordings
     first, *others = read(tmp_path / "mine")
     assert load_waveform(first.audio_path) == pytest.approx(np.full(1_600, 0.25), abs=1e-3)
     assert [type(other) for other in others] == [Broken] * 3
+
+
+def test_relative_paths_are_those_of_the_folder_and_none_leads_out_of_it(recordings, tmp_path):
+    folder = shutil.copytree(recordings / "train", tmp_path / "mine" / "clips").parent
+    shutil.copy(folder / "clips" / "a.flac", tmp_path / "other.flac")
+    names = ["clips/a.flac", "clips/none.flac", "../other.flac", str(folder / "clips" / "b.flac")]
+    (folder / "clips" / "metadata.csv").unlink()
+    pq.write_table(pa.table({"sound": names}), folder / "train.parquet")
+    for items in (read(folder, columns="audio=sound"), read(folder, columns="audio=sound")):
+        inside, missing, outside, absolute = items
+        assert inside.audio_path == folder / "clips" / "a.flac"
+        assert missing.reason == "row 2 of train: no file clips/none.flac"
+        assert outside.reason == "row 3 of train: no file other.flac"
+        assert absolute.audio_path == folder / "clips" / "b.flac"
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])

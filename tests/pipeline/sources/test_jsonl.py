@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmlm.pipeline.samples import Broken, ImageCaption, TextLine, Utterance
+from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, TextLine, Utterance
 from dmlm.pipeline.sources import open_source
 from dmlm.pipeline.sources.jsonl import parse_line
 from dmlm.pipeline.sources.lines import Line
@@ -118,15 +118,21 @@ def test_only_files_of_the_split_that_is_read_are_looked_for(folder, monkeypatch
         ({"image": "clips"}, "no file clips"),
         ({"audio": "a" * 300}, "aaa: File name too long"),
         ({"audio": "clips/a.wav", "image": "b.jpg"}, "write two lines"),
-        ({"audio": "clips/a.wav", "start_seconds": -1}, "start_seconds must be seconds from 0, found '-1'"),
+        (
+            {"audio": "clips/a.wav", "start_seconds": -1},
+            "start_seconds must be seconds from 0 to 43200, found '-1'",
+        ),
         ({"audio": "clips/a.wav", "end_seconds": "3"}, "end_seconds must be seconds"),
         ('{"audio": "clips/a.wav", "end_seconds": NaN}', "end_seconds must be seconds"),
         ({"audio": "clips/a.wav", "end_seconds": True}, "end_seconds must be seconds"),
         ({"audio": "clips/a.wav", "start_seconds": 2, "end_seconds": 1}, "end_seconds is 1, but"),
         ({"text": 3}, "text must be text, found '3'"),
         ({"text": "x", "key": "a/b"}, "key 'a/b' must be letters"),
-        ({"language": "en"}, "needs audio, image or text"),
-        ({"text": " \n\u3000"}, "needs audio, image or text"),
+        ({"text": "x", "end_seconds": 1.7e308}, "end_seconds must be seconds from 0 to 43200"),
+        (
+            {"text": "x", "start_seconds": 10**400},
+            "start_seconds must be seconds from 0 to 43200, found '1000",
+        ),
         ("{", "not json"),
         ("[" * 100_000, "not json"),
         ("[1]", "expected an object, found list"),
@@ -140,6 +146,18 @@ def test_what_is_wrong_with_a_line_is_named_with_its_number(folder, line, reason
     assert broken.reason.startswith("mine.jsonl:2: ")
     assert reason in broken.reason
     assert "secret" not in broken.reason
+
+
+@pytest.mark.parametrize("line", [{"language": "en"}, {"text": None}, {"text": " \n\u3000"}])
+def test_line_without_audio_image_or_text_is_skipped(folder, line):
+    write(folder, {"text": "fine"}, line)
+    assert read(folder)[1] == Skipped(
+        key="mine-00000002",
+        source="jsonl",
+        split="mine",
+        reason="no audio, image or text",
+        recording_id="mine",
+    )
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner))

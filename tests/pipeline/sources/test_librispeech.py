@@ -55,6 +55,13 @@ def test_utterance_without_a_line_or_with_an_empty_one_is_speech_only(chapter):
     assert [item.text for item in read(chapter)] == ["ONE", None, None]
 
 
+def test_byte_order_mark_and_tab_behind_the_name_are_read(chapter):
+    transcribe(
+        chapter, b"\xef\xbb\xbf61-70968-0000 ONE", b"61-70968-0001\tTWO AND", b"61-70968-0002 \t THREE"
+    )
+    assert [item.text for item in read(chapter)] == ["ONE", "TWO AND", "THREE"]
+
+
 def test_line_without_audio_is_skipped(chapter):
     transcribe(chapter, b"61-70968-0000 ONE", b"61-70968-0009 NINE")
     item = read(chapter)[-1]

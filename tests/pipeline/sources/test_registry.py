@@ -1,11 +1,13 @@
 import json
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 from dmlm.pipeline.errors import ConfigError
+from dmlm.pipeline.samples import Utterance
 from dmlm.pipeline.source_names import CORPUS_NAMES, SOURCE_NAMES
 from dmlm.pipeline.sources import (
     SourceOptions,
@@ -15,7 +17,7 @@ from dmlm.pipeline.sources import (
     read_options,
     sources_present,
 )
-from dmlm.pipeline.sources.registry import _MODULES
+from dmlm.pipeline.sources.registry import _MODULES, _at_speeds
 
 
 @pytest.fixture
@@ -160,3 +162,16 @@ def test_every_option_has_sources_that_read_it():
     check_options(SourceOptions(), [])
     with pytest.raises(ConfigError, match="--units-name: not read by"):
         check_options(SourceOptions(units_name="theirs"), set(SOURCE_NAMES) - {"units"})
+
+
+def test_overlap_is_as_long_as_it_is_heard_at_the_speed():
+    heard = {
+        seconds: [item.overlap_seconds for item in _at_speeds(utterance(seconds), (0.5, 1.0, 2.0))]
+        for seconds in (3.0, 0.0, None)
+    }
+    assert heard == {3.0: [6.0, 3.0, 1.5], 0.0: [0.0] * 3, None: [None] * 3}
+
+
+def utterance(overlap_seconds):
+    path = Path("a.wav")
+    return Utterance(key="a", source="ami", split="x", audio_path=path, overlap_seconds=overlap_seconds)

@@ -1,7 +1,9 @@
 import pytest
 
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Broken, Skipped, UnitInventory, UnitLine
 from dmlm.pipeline.sources import SourceOptions, open_source
+from dmlm.pipeline.sources.units import MAX_UNITS
 
 
 @pytest.fixture
@@ -84,3 +86,11 @@ def test_second_transcript_of_a_key_is_broken(folder):
     (folder / "train.txt").write_text("a1 One.\na1 Two.\n")
     (broken,) = [item for item in read(folder) if isinstance(item, Broken)]
     assert "train.txt:2: 'a1' is no key, or has a line already" in broken.reason
+
+
+def test_size_beyond_that_of_any_codebook_is_refused(folder):
+    with pytest.raises(
+        ConfigError, match="--num-units 1048577: no codebook is so large; the limit is 1048576"
+    ):
+        read(folder, num_units=MAX_UNITS + 1)
+    assert {item.inventory.num_tokens for item in read(folder, ["test"], num_units=MAX_UNITS)} == {MAX_UNITS}

@@ -38,6 +38,18 @@ def test_rare_words_come_more_often_than_their_share() -> None:
     assert counts["rare"] > 0.03 * counts.total()
 
 
+def test_punctuation_that_stands_alone_is_no_word() -> None:
+    pieces = draw_pieces([["wait - there * is [ more … to — say '"]], 0.2, seed=0)
+    assert {word for piece in pieces for word in piece.split()} == {
+        "wait",
+        "there",
+        "is",
+        "more",
+        "to",
+        "say",
+    }
+
+
 def test_the_seed_decides() -> None:
     assert draw_pieces([LONG], 0.1, seed=1) == draw_pieces([LONG], 0.1, seed=1)
     assert draw_pieces([LONG], 0.1, seed=1) != draw_pieces([LONG], 0.1, seed=2)

@@ -97,9 +97,16 @@ def test_missing_text_is_named(tmp_path: Path) -> None:
         write_sample_corpora(SampleConfig(out_dir=tmp_path / "out", text_paths=(tmp_path / "none.txt",)))
 
 
+def test_apostrophes_and_accents_of_any_form_stay_in_the_transcript(tmp_path: Path) -> None:
+    out_dir = speak(tmp_path, "‘Don\u2019t panic\u2019, said Zoe\u0308.\n".encode())
+    (item,) = open_source("librispeech", out_dir).iter_items()
+    assert isinstance(item, Utterance)
+    assert item.text == "DON'T PANIC SAID ZOË"
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("Hello, world_2!", "HELLO WORLD 2"), ("it's  5 o'clock", "IT'S 5 O'CLOCK"), ("?!", "")],
+    [("Hello, world_2!", "HELLO WORLD 2"), ("it's  5 o'clock", "IT'S 5 O'CLOCK"), ("?!", ""), ("' '", "")],
 )
 def test_transcript_is_upper_case_without_punctuation(line: str, expected: str) -> None:
     assert transcript(line) == expected

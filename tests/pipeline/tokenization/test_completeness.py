@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import pytest
 import soundfile
 
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.samples import Skipped, SourceItem, Utterance
+from dmlm.pipeline.samples import Broken, Skipped, SourceItem, Utterance
 from dmlm.pipeline.sources import SourceOptions
 from dmlm.pipeline.synthesis.reports import FINISHED
-from dmlm.pipeline.tokenization.completeness import warn_of_other_counts
+from dmlm.pipeline.tokenization.completeness import nothing_to_tokenize, warn_of_other_counts
 from dmlm.pipeline.tokenization.planning import TokenizeConfig, plan_tokenization
 from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers.choosing import TokenizerChoice, chosen_codebook
@@ -86,6 +87,21 @@ def test_corpus_without_its_media_says_why_nothing_is_left_and_where_to_get_them
     assert reason in message
     assert what_to_get in message.partition("; get it: http")[2]
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        (
+            ["a.jsonl:1: not json", "a.jsonl:2: not json", "a.jsonl:3: no file b"],
+            "3 .*, 2 of them: not json$",
+        ),
+        (["a.jsonl:1: no file a", "a.jsonl:2: no file b"], "2 items left out, such as a.jsonl:1: no file a$"),
+    ],
+)
+def test_reasons_are_counted_whatever_line_they_name(reasons: list[str], expected: str) -> None:
+    items = [Broken(key="k", source="jsonl", split="a", reason=reason) for reason in reasons]
+    assert re.search(expected, str(nothing_to_tokenize("jsonl", Path("mine"), items)))
 
 
 def utterances(split: str, num: int, **fields: object) -> Iterator[SourceItem]:

@@ -58,6 +58,19 @@ def test_command_shows_a_table_and_images_are_compared_too(
     assert "0 of 80 (0.000%)" in lines[-1]
 
 
+def test_pair_with_a_region_is_found_again_from_its_data_set(tiny_corpora: Path, tmp_path: Path) -> None:
+    language_dir = tmp_path / "covost" / "sv-SE"
+    (language_dir / "clips").mkdir(parents=True)
+    chapter = tiny_corpora / "LibriSpeech" / "train-tiny" / "7" / "9"
+    shutil.copy(chapter / "7-9-0001.flac", language_dir / "clips" / "a.mp3")
+    (language_dir / "covost_v2.sv-SE_en.tsv").write_text("path\ttranslation\tsplit\na.mp3\tYes.\ttest\n")
+    (language_dir / "validated.tsv").write_text("client_id\tpath\tsentence\ns\ta.mp3\tJa.\n")
+    place, out_dir = ["--root", str(tmp_path)], str(tmp_path / "out")
+    codebook = ["--codebook", str(tiny_corpora / "codebook")]
+    assert run(["tokenize", "--source", "covost", *place, *codebook, "--out", out_dir]) == 0
+    assert run(["verify", "--shards", out_dir, "--reencode", "1", *place]) == 0
+
+
 def test_swapped_units_are_found_though_every_checksum_fits(
     tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
