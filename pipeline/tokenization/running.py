@@ -160,16 +160,17 @@ def _finish_shards(
 ) -> Iterator[FinishedShard]:
     """Yields the shards of some tasks of the plan, in order; writes those that are not finished yet."""
     budget = BadSampleBudget(sum(len(task.items) for task in plan.tasks.values()))
-    num_files = sum(task.num_files for task in tasks.values())
-    progress = Progress(f"tokenize {config.source}", num_files, "files")
+    num_inputs = sum(task.num_inputs for task in tasks.values())
+    progress = Progress(f"tokenize {config.source}", num_inputs, "inputs")
     for sha256, task in tasks.items():
         if sha256 in finished:
             budget.keep(finished[sha256].footer.ledger)
-            progress.advance(task.num_files)
+            progress.advance(task.num_inputs)
             yield finished[sha256]
         else:
             known = earlier.look_up(task) if earlier else NOTHING_KNOWN
             results = plan.encoder.encode(task, progress.advance, known)
+            progress.advance(task.num_lines)
             budget.spend(results)
             shard = write_shard(
                 config.out_dir,
