@@ -36,7 +36,14 @@ COMMANDS = {
 }
 """Every command, in the order of the work; imported only when it is asked for."""
 
-_OF_DISKS = {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_OF_DISKS = {
+    errno.ENOSPC: "free space and run the same command again",
+    errno.EDQUOT: "free space, or have the quota raised, and run the same command again",
+    errno.EFBIG: "raise the limit of file size (ulimit -f) and run the same command again",
+    errno.EIO: "the disk fails: mend or change it, and run the same command again",
+    errno.EROFS: "nothing can be written there: give another place, or mount it writable",
+}
+"""What to do about errors of storage."""
 _OF_PATHS = {
     *(errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
     *(errno.ELOOP, errno.ENAMETOOLONG),
@@ -102,7 +109,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(reason, ExitCode.INTERRUPTED)
     except OSError as error:
         if error.errno in _OF_DISKS:
-            return _fail(f"storage: {error}; free space and run the same command again", ExitCode.STORAGE)
+            return _fail(f"storage: {error}; {_OF_DISKS[error.errno]}", ExitCode.STORAGE)
         if error.errno in _OF_PATHS and error.filename is not None:
             path = error.filename2 or error.filename
             return _fail(f"{path}: {error.strerror}; correct the path or its permissions", ExitCode.USAGE)

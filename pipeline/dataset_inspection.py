@@ -83,7 +83,7 @@ class DatasetInspection:
         )
         for split in self.splits:
             hours = f"{split.audio_seconds / 3600:.2f} h, " if split.audio_seconds else ""
-            counts = split.num_tokens.describe() or "no tokens"
+            counts = split.num_tokens.describe()
             yield f"{split.source}/{split.split}", f"{split.num_samples} samples, {hours}{counts}"
         yield "languages", ", ".join(f"{name} {count}" for name, count in self.languages.items())
         for name, lengths in self.lengths.items():

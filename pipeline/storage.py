@@ -1,6 +1,7 @@
 """Files and folders that are either whole or not there: write to `.tmp`, fsync, replace; and their sha256."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,14 +27,28 @@ def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[IO[bytes]]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as file:
+            with suppress(OSError):  # some network disks know no locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)  # before the lock is gone, see `remove_left_over`
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def remove_left_over(temporary: Path) -> None:
+    """Removes what a killed `atomic_writer` left; what a process is writing, or nobody may remove, stays."""
+    with suppress(OSError), temporary.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.unlink()
+
+
+def user_cache_dir() -> Path:
+    """XDG_CACHE_HOME, else `~/.cache`; an empty variable counts as unset, as everywhere in XDG."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def check_writable(path: Path) -> None:

@@ -317,6 +317,26 @@ def test_an_address_does_not_become_a_folder_of_that_name(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free space and run the same command again"),
+        (errno.EROFS, "nothing can be written there: give another place"),
+        (errno.EFBIG, "raise the limit of file size"),
+    ],
+)
+def test_advice_about_storage_fits_what_happened(
+    number: int, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def train() -> None:
+        raise OSError(number, "trouble", "x")
+
+    monkeypatch.setattr(group, "get_command", lambda context, name: train)
+    assert run(["train"]) == 4
+    assert advice in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone", "x"), PermissionError("no path")])
 def test_an_error_that_no_path_explains_stays_what_it_is(
     error: OSError, monkeypatch: pytest.MonkeyPatch

@@ -4,12 +4,11 @@ Nothing is ever downloaded.
 """
 
 import importlib.util
-import os
 from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError, CorruptInputError
 from dmlm.pipeline.manifests import PackagedWeights, load_weights_manifest
-from dmlm.pipeline.storage import sha256_file
+from dmlm.pipeline.storage import sha256_file, user_cache_dir
 
 WHISPER = "whisper:"
 
@@ -27,7 +26,7 @@ def find_whisper_weights(encoder: str) -> Path:
     entry = load_weights_manifest().find(WHISPER + name)
     if entry is not None and (packaged := find_packaged(entry)) is not None:
         return packaged
-    cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "whisper" / f"{name}.pt"
+    cached = user_cache_dir() / "whisper" / f"{name}.pt"
     if cached.is_file():
         return cached
     package = (

@@ -14,12 +14,14 @@ def fetch_corpus(remote: RemoteFolder) -> Path:
     """Mirrors every file; the folder here. A corpus has no checksums: files of the right size are kept.
 
     Raises:
-        ConfigError: There is nothing.
+        ConfigError: There is nothing, or a file.
         CorruptInputError: A file came with another size than the listing has.
         StorageError: The address cannot be reached.
     """
     there = remote.list_files()
     if not there:
+        if remote.is_file():
+            raise ConfigError(f"{remote.address}: a file; give the address of its folder")
         raise ConfigError(f"{remote.address}: nothing there; check the address")
     with alone_in(remote.local):
         _mirror(remote, there)

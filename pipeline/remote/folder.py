@@ -79,6 +79,11 @@ class RemoteFolder:
                 raise CorruptInputError(f"{self.address}: {name!r} is no path of a file; remove it there")
         return sizes
 
+    def is_file(self) -> bool:
+        """Whether there is a file at the address itself, and no folder."""
+        with self._reaching("") as (files, path):
+            return bool(files.isfile(path))
+
     def read(self, name: str) -> bytes:
         """Content of a small file.
 

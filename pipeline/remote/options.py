@@ -8,6 +8,7 @@ import click
 
 from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.remote.folder import RemoteFolder
+from dmlm.pipeline.storage import user_cache_dir
 
 _LIKE_AN_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -39,8 +40,7 @@ def dataset_folder(text: str) -> Path:
 
 def cache_dir() -> Path:
     """Where mirrors are: DMLM_CACHE, else `dmlm/remote` in the user's cache folder."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("DMLM_CACHE", user_cache / "dmlm" / "remote")).absolute()
+    return Path(os.environ.get("DMLM_CACHE") or user_cache_dir() / "dmlm" / "remote").absolute()
 
 
 shards_option = click.option(

@@ -58,7 +58,8 @@ class TokenCounts:
 
     def describe(self) -> str:
         """Those that are not zero, for people."""
-        return ", ".join(f"{count} {name} tokens" for name, count in asdict(self).items() if count)
+        counts = (f"{count} {name} tokens" for name, count in asdict(self).items() if count)
+        return ", ".join(counts) or "no tokens"
 
 
 def token_members(sample: Sample) -> Iterator[tuple[TokenMember, TokenArray]]:

@@ -4,7 +4,7 @@ The card says what each tar must be; a tar that is not is refused. What a lost i
 the ledger: the entries that no other index has. Where several are lost, the first takes them all.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from dmlm.pipeline.quarantine import LedgerEntry
 from dmlm.pipeline.shards.card import (
     LEDGER_NAME,
     DatasetCard,
+    DatasetTotals,
     ShardRecord,
     decode_ledger,
     encode_ledger,
@@ -21,7 +22,7 @@ from dmlm.pipeline.shards.card import (
 )
 from dmlm.pipeline.shards.index import ShardFooter, audio_seconds_in, build_index, read_index, write_index
 from dmlm.pipeline.shards.verifying import check_sha256, verify_dataset, walk_rows
-from dmlm.pipeline.storage import sha256_file, write_bytes
+from dmlm.pipeline.storage import has_sha256, sha256_file, write_bytes
 from dmlm.pipeline.vocabulary import Vocabulary
 
 
@@ -47,17 +48,43 @@ def rebuild_indexes(directory: Path) -> RebuildReport:
         ShardCorruptError: The card is missing or damaged; a tar or the ledger is not what the card says.
     """
     card = load_dataset_card(directory)
-    check_sha256(directory / LEDGER_NAME, card.files[LEDGER_NAME])
-    footers = {record.name: _whole_footer(directory, record) for record in card.shards}
-    lost = [record for record in card.shards if footers[record.name] is None]
-    left = _entries_left(directory, footers.values())
-    for record in lost:
-        footers[record.name] = _write_index(directory, record, card.vocabulary, tuple(left))
-        left = []
-    if lost:
-        _republish(directory, card, [footer for footer in footers.values() if footer is not None])
+    whole = [_whole_footer(directory, record) for record in card.shards]
+    num_lost = whole.count(None)
+    footers = _left_by_a_kill(directory, card) or _make_lost(directory, card, whole)
+    if num_lost:
+        _republish(directory, card, footers)
     verify_dataset(directory)
-    return RebuildReport(name=card.name, num_shards=len(card.shards), num_rebuilt=len(lost))
+    return RebuildReport(name=card.name, num_shards=len(card.shards), num_rebuilt=num_lost)
+
+
+def _left_by_a_kill(directory: Path, card: DatasetCard) -> list[ShardFooter] | None:
+    """Footers where a run was killed between ledger and card, so that only the card is left to write."""
+    if has_sha256(directory / LEDGER_NAME, card.files[LEDGER_NAME]):
+        return None
+    try:
+        footers = [read_index(directory / f"{record.name}.parquet", columns=[])[1] for record in card.shards]
+        ledger = (directory / LEDGER_NAME).read_bytes()
+    except (ShardCorruptError, FileNotFoundError):
+        return None
+    if ledger != encode_ledger(footers) or DatasetTotals.of(card.shards, footers) != card.totals:
+        return None
+    for record, footer in zip(card.shards, footers, strict=True):
+        check_sha256(directory / f"{record.name}.tar", record.tar_sha256)
+        if footer.tar_sha256 != record.tar_sha256:
+            return None
+    return footers
+
+
+def _make_lost(directory: Path, card: DatasetCard, whole: Sequence[ShardFooter | None]) -> list[ShardFooter]:
+    """Footers of all shards, the lost ones written."""
+    check_sha256(directory / LEDGER_NAME, card.files[LEDGER_NAME])
+    left = _entries_left(directory, whole)
+    footers = []
+    for record, footer in zip(card.shards, whole, strict=True):
+        if footer is None:
+            footer, left = _write_index(directory, record, card.vocabulary, tuple(left)), []
+        footers.append(footer)
+    return footers
 
 
 def _whole_footer(directory: Path, record: ShardRecord) -> ShardFooter | None:

@@ -1,4 +1,4 @@
-"""`tokenize --dry-run`: what a run would give and cost, from some files of each split, really encoded."""
+"""`tokenize --dry-run`: what a run would give and cost, from some inputs of each split, really encoded."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -17,17 +17,17 @@ from dmlm.pipeline.tokenization.planning import TokenizeConfig, TokenizePlan, pl
 from dmlm.pipeline.tokenization.shard_tasks import ShardTask
 from dmlm.pipeline.tokenizers.choosing import chosen_codebook
 
-FILES_PER_SPLIT = 20
+INPUTS_PER_SPLIT = 20
 NAME = "dry-run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitEstimate:
-    """What a split would give, scaled up from the files that were encoded."""
+    """What a split would give, scaled up from the inputs that were encoded."""
 
     split: str
-    num_files: int
-    """Recordings, images or lines of text."""
+    num_inputs: int
+    """Stretches of audio, images, and lines of text or units."""
     num_measured: int
     audio_seconds: float
     num_tokens: TokenCounts
@@ -36,7 +36,7 @@ class SplitEstimate:
     seconds: float
     """On this machine, as it is now."""
     num_items: int
-    """Samples that the files measured should have given."""
+    """Samples that the inputs measured should have given."""
     reasons: tuple[str, ...]
     """Why some of them could not be used, one each."""
 
@@ -63,7 +63,7 @@ class DryRunReport:
 
 
 def estimate_run(config: TokenizeConfig) -> DryRunReport:
-    """Encodes some files of each split and says what the whole run would give; writes nothing into `out_dir`.
+    """Encodes some of each split and says what the whole run would give; writes nothing into `out_dir`.
 
     Raises:
         ConfigError: The corpus, the codebook or a part of it is not there.
@@ -94,7 +94,7 @@ def _group_by_split(items: Iterable[SourceItem]) -> dict[str, list[list[SourceIt
 
 def _measure(plan: TokenizePlan, split: str, groups: list[list[SourceItem]]) -> SplitEstimate:
     rng = generator_for(0, NAME, split)
-    drawn = sorted(rng.permutation(len(groups))[:FILES_PER_SPLIT])
+    drawn = sorted(rng.permutation(len(groups))[:INPUTS_PER_SPLIT])
     items = tuple(item for index in drawn for item in groups[index])
     # The first file pays for what is loaded late.
     plan.encoder.encode(ShardTask(name="warm-up", items=tuple(groups[drawn[0]])), lambda: None)
@@ -111,7 +111,7 @@ def _measure(plan: TokenizePlan, split: str, groups: list[list[SourceItem]]) -> 
     scale = len(groups) / len(drawn)
     return SplitEstimate(
         split=split,
-        num_files=len(groups),
+        num_inputs=len(groups),
         num_measured=len(drawn),
         audio_seconds=shard.footer.audio_seconds * scale,
         num_tokens=TokenCounts(**_scaled(asdict(shard.record.num_tokens), scale)),
@@ -140,10 +140,9 @@ def _scaled(counts: Mapping[str, int], scale: float) -> dict[str, int]:
 
 def _describe(split: SplitEstimate) -> str:
     audio = f"{split.audio_seconds / 3600:.2f} h of audio, " if split.audio_seconds else ""
-    tokens = split.num_tokens.describe() or "no tokens"
     estimate = (
-        f"{split.split}: {audio}{tokens}, {split.num_bytes / 1e6:.1f} MB, "
-        f"{split.seconds:.0f} s to do (measured on {split.num_measured} of {split.num_files} files)"
+        f"{split.split}: {audio}{split.num_tokens.describe()}, {split.num_bytes / 1e6:.1f} MB, "
+        f"{split.seconds:.0f} s to do (measured on {split.num_measured} of {split.num_inputs} inputs)"
     )
     if not split.reasons:
         return estimate

@@ -76,6 +76,7 @@ def plan_tokenization(config: TokenizeConfig, codebook_dir: Path) -> TokenizePla
     """
     tokenizers = load_tokenizers(codebook_dir, config.device, config.unit_backend)
     source = open_source(config.source, config.root, config.splits, config.options)
+    _check_names(source.splits)
     items = list(source.iter_items(config.limit))
     tasks = plan_shards(config.source, items, config.samples_per_shard)
     has_speech = any(task.utterances for task in tasks)
@@ -104,6 +105,16 @@ def plan_tokenization(config: TokenizeConfig, codebook_dir: Path) -> TokenizePla
         vocabulary=encoder.vocabulary,
         tasks={task_sha256(task, recipe): task for task in tasks},
     )
+
+
+def _check_names(splits: Iterable[str]) -> None:
+    """Raises ConfigError for a split named by a file or folder whose name is not UTF-8."""
+    for split in splits:
+        if (shown := split.encode(errors="backslashreplace").decode()) != split:
+            raise ConfigError(
+                f"split {shown}: the name of its file or folder is not UTF-8; rename it, or "
+                "name other splits by --split"
+            )
 
 
 def _settings(config: TokenizeConfig, source: Source, items: Iterable[SourceItem]) -> dict[str, Any]:

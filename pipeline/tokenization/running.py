@@ -6,8 +6,9 @@ part of the tasks may be done elsewhere before: `tokenize_share` does one, `exec
 
 import logging
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -20,14 +21,14 @@ from dmlm.pipeline.remote.datasets import fetch_shards, send_dataset, send_shard
 from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import CODEBOOK_NAME, FinishedShard, write_shard
 from dmlm.pipeline.storage import write_json
+from dmlm.pipeline.tokenization.claiming import claim_folder, claim_remote
 from dmlm.pipeline.tokenization.completeness import warn_of_other_counts
 from dmlm.pipeline.tokenization.item_encoding import NOTHING_KNOWN
 from dmlm.pipeline.tokenization.output_folder import (
-    claim_folder,
-    claim_remote,
     copy_codebook,
     files_are_whole,
     find_finished,
+    find_shard,
     publish,
     withdraw,
 )
@@ -84,7 +85,7 @@ def tokenize_share(config: TokenizeConfig, index: int, num_shares: int) -> None:
         earlier = _open_earlier(config, plan)
         _claim(config, plan, is_alone=False)
         mine = dict(islice(plan.tasks.items(), index, None, num_shares))
-        _, finished = find_finished(config.out_dir, mine, list(plan.tasks), config.remote)
+        _, finished = find_finished(config.out_dir, mine, plan.tasks, config.remote)
         if len(finished) < len(mine):
             withdraw(config.out_dir)  # a repaired file gives its shard other bytes than the card says
         if config.remote is not None:  # a killed run may have finished some that it did not upload
@@ -105,7 +106,7 @@ def _tokenize(
         warn_of_other_counts(config.source, config.root, plan.tasks.values())
     earlier = _open_earlier(config, plan)
     _claim(config, plan, is_alone=True)
-    card, finished = find_finished(config.out_dir, plan.tasks, list(plan.tasks), config.remote)
+    card, finished = find_finished(config.out_dir, plan.tasks, plan.tasks, config.remote)
     if card and len(finished) == len(plan.tasks) and files_are_whole(config.out_dir, card):
         _logger.warning("%s is complete already: nothing to do", config.out_dir)
         report = TokenizeReport.of(card.totals, time.monotonic() - start, new_audio_seconds=0.0)
@@ -116,16 +117,19 @@ def _tokenize(
         return report
     kept = set(finished)
     withdraw(config.out_dir)
-    copy_codebook(codebook_dir, config.out_dir / CODEBOOK_NAME, plan.modalities, plan.encoder.units)
-    terms = Tokenizers(config.out_dir / CODEBOOK_NAME).terms
+    codebook = config.out_dir / CODEBOOK_NAME
+    codebook_files = copy_codebook(codebook_dir, codebook, plan.modalities, plan.encoder.units)
+    terms = Tokenizers(codebook).terms
     licence = add_terms(load_manifest(config.source).licence, terms)
     if spread is not None and len(finished) < len(plan.tasks):
         spread(config)
         if config.remote is not None:
             fetch_shards(config.remote, [task.name for task in plan.tasks.values()])
-        _, finished = find_finished(config.out_dir, plan.tasks, list(plan.tasks))
+        _, finished = find_finished(config.out_dir, plan.tasks, plan.tasks)
     shards = list(_finish_shards(config, plan, plan.tasks, finished, earlier))
-    card = publish(config.out_dir, config.source, shards, plan.recipe, plan.vocabulary, licence)
+    card = publish(
+        config.out_dir, config.source, shards, plan.recipe, plan.vocabulary, licence, codebook_files
+    )
     new = (shard for sha256, shard in zip(plan.tasks, shards, strict=True) if sha256 not in kept)
     new_audio_seconds = math.fsum(shard.footer.audio_seconds for shard in new)
     report = TokenizeReport.of(card.totals, time.monotonic() - start, new_audio_seconds)
@@ -137,7 +141,11 @@ def _tokenize(
 
 def _claim(config: TokenizeConfig, plan: TokenizePlan, *, is_alone: bool) -> None:
     places = {"root": config.root, "codebook": config.codebook_dir, "reuse": config.reuse_dir}
-    whereabouts = {"device": config.device, **{name: str(place) for name, place in places.items()}}
+    whereabouts = {"device": config.device} | {
+        # A path need not be UTF-8.
+        name: os.fsencode(str(place)).decode(errors="backslashreplace")
+        for name, place in places.items()
+    }
     if config.remote is not None:
         claim_remote(config.remote, plan.recipe)
     claim_folder(config.out_dir, plan.recipe, whereabouts, is_alone=is_alone)
@@ -160,28 +168,40 @@ def _finish_shards(
 ) -> Iterator[FinishedShard]:
     """Yields the shards of some tasks of the plan, in order; writes those that are not finished yet."""
     budget = BadSampleBudget(sum(len(task.items) for task in plan.tasks.values()))
-    num_files = sum(task.num_files for task in tasks.values())
-    progress = Progress(f"tokenize {config.source}", num_files, "files")
+    num_inputs = sum(task.num_inputs for task in tasks.values())
+    progress = Progress(f"tokenize {config.source}", num_inputs, "inputs")
     for sha256, task in tasks.items():
         if sha256 in finished:
             budget.keep(finished[sha256].footer.ledger)
-            progress.advance(task.num_files)
+            progress.advance(task.num_inputs)
             yield finished[sha256]
         else:
             known = earlier.look_up(task) if earlier else NOTHING_KNOWN
             results = plan.encoder.encode(task, progress.advance, known)
+            progress.advance(task.num_lines)
             budget.spend(results)
-            shard = write_shard(
-                config.out_dir,
-                task.name,
-                [result for result in results if isinstance(result, Sample)],
-                plan.vocabulary,
-                task_sha256=sha256,
-                num_in=len(task.items),
-                ledger=tuple(result for result in results if isinstance(result, LedgerEntry)),
-            )
+            # Another run may have finished it meanwhile, and published it.
+            shard = find_shard(config.out_dir, task, sha256) or _write(config, plan, task, sha256, results)
             if config.remote is not None:
                 send_shard(config.remote, task.name)
             yield shard
     progress.close()
     budget.summarise()
+
+
+def _write(
+    config: TokenizeConfig,
+    plan: TokenizePlan,
+    task: ShardTask,
+    sha256: str,
+    results: Sequence[Sample | LedgerEntry],
+) -> FinishedShard:
+    return write_shard(
+        config.out_dir,
+        task.name,
+        [result for result in results if isinstance(result, Sample)],
+        plan.vocabulary,
+        task_sha256=sha256,
+        num_in=len(task.items),
+        ledger=tuple(result for result in results if isinstance(result, LedgerEntry)),
+    )

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem, Utterance
+from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem, TextLine, UnitLine, Utterance
 from dmlm.pipeline.storage import sha256_json
 
 Recipe = Mapping[str, Any]
 """Json-able settings, text rule and tokenizer fingerprints: all that tokens depend on beside the items."""
+
+MAX_SKIPPED: Final = 50
+"""Skipped items of a shard for each sample that it may hold: they are all in the footer of its index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,25 +38,33 @@ class ShardTask:
         return list(dict.fromkeys(item.image_path for item in self.items if isinstance(item, ImageCaption)))
 
     @property
-    def num_files(self) -> int:
-        """Stretches of audio and images to load."""
-        return len(self.utterances) + len(self.image_paths)
+    def num_lines(self) -> int:
+        """Lines of text or units: nothing is loaded for them."""
+        return sum(isinstance(item, TextLine | UnitLine) for item in self.items)
+
+    @property
+    def num_inputs(self) -> int:
+        """Stretches of audio, images, and lines."""
+        return len(self.utterances) + len(self.image_paths) + self.num_lines
 
 
 def plan_shards(name: str, items: Iterable[SourceItem], samples_per_shard: int) -> list[ShardTask]:
     """Tasks `name`-000000, `name`-000001 ...; the captions of an image stay together.
 
-    Skipped items go along with their neighbours without filling a shard. A key seen before is broken.
+    Skipped items go along with their neighbours and fill no shard, unless they are `MAX_SKIPPED` times as
+    many as its samples may be. A key seen before is broken.
     """
     shards: list[list[SourceItem]] = [[]]
-    num_filled = 0
+    num_filled = num_skipped = 0
     for group in _group_captions(_refuse_second_keys(items)):
         size = sum(not isinstance(item, Skipped) for item in group)
-        if size and num_filled and num_filled + size > samples_per_shard:
+        is_full = size and num_filled and num_filled + size > samples_per_shard
+        if is_full or num_skipped >= MAX_SKIPPED * samples_per_shard:
             shards.append([])
-            num_filled = 0
+            num_filled = num_skipped = 0
         shards[-1].extend(group)
         num_filled += size
+        num_skipped += len(group) - size
     return [ShardTask(name=f"{name}-{number:06d}", items=tuple(shard)) for number, shard in enumerate(shards)]
 
 

@@ -6,7 +6,6 @@ settings and the fingerprint that it must have; the weights stay where they are.
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.samples import Modality
-from dmlm.pipeline.storage import write_json
+from dmlm.pipeline.storage import user_cache_dir, write_json
 from dmlm.pipeline.tokenizers import Fingerprint, ImageTokenizer, SpeechTokenizer
 from dmlm.pipeline.weights_terms import TERMS, WeightsTerms, load_terms
 
@@ -158,8 +157,7 @@ def find_weights_dir(name: str) -> Path:
         ConfigError: There is no such folder.
     """
     tokenizer, _, named = name.partition(":")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    directory = Path(named).expanduser() if named else cache / "dmlm" / tokenizer
+    directory = Path(named).expanduser() if named else user_cache_dir() / "dmlm" / tokenizer
     if not directory.is_dir():
         raise ConfigError(
             f"{tokenizer}: no folder {directory} with its weights; give another as {tokenizer}:DIR "

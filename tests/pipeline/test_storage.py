@@ -12,8 +12,10 @@ from dmlm.pipeline.storage import (
     encode_json,
     is_vacant,
     publish_folder,
+    remove_left_over,
     scratch_for,
     sha256_json,
+    user_cache_dir,
     write_bytes,
 )
 
@@ -31,6 +33,24 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: P
         write_half()
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["card.json"]
+
+
+def test_only_what_nobody_writes_any_more_is_left_over(tmp_path: Path) -> None:
+    path = tmp_path / "card.json"
+    with atomic_writer(path) as file:
+        file.write(b"new")
+        remove_left_over(Path(file.name))
+    assert path.read_bytes() == b"new"
+    left_over = tmp_path / "card.json.tmp"
+    left_over.touch()
+    for _ in range(2):  # the second finds nothing
+        remove_left_over(left_over)
+    assert [p.name for p in tmp_path.iterdir()] == ["card.json"]
+
+
+def test_an_empty_variable_is_no_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert user_cache_dir() == Path.home() / ".cache"
 
 
 def test_a_path_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dmlm.pipeline.commands import resolve_root
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.remote.options import folder
+from dmlm.pipeline.remote.options import cache_dir, folder
 from dmlm.pipeline.sources import open_source
 
 FILES = {
@@ -62,3 +62,19 @@ def test_markers_of_empty_folders_are_no_files(corpus: dict[str, bytes], bucket:
 def test_nothing_at_the_address_is_an_error(server: Any) -> None:
     with pytest.raises(ConfigError, match="s3://bucket/dat: nothing there"):
         resolve_root(folder("s3://bucket/dat"), None)
+
+
+def test_a_file_at_the_address_is_named_as_one(server: Any, bucket: Any) -> None:
+    bucket.pipe("bucket/data/my.jsonl", b"{}")
+    with pytest.raises(ConfigError, match=r"my.jsonl: a file; give the address of its folder"):
+        resolve_root(folder("s3://bucket/data/my.jsonl"), "jsonl")
+
+
+@pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "DMLM_CACHE"])
+def test_an_empty_variable_puts_no_mirror_into_the_working_folder(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("XDG_CACHE_HOME", "DMLM_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "")
+    assert cache_dir() == Path.home() / ".cache" / "dmlm" / "remote"

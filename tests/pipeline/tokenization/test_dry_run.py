@@ -38,17 +38,17 @@ def test_estimate_from_all_files_is_what_the_run_gives(
 def test_estimate_is_scaled_from_some_files_to_all(
     tiny_corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dry_run, "FILES_PER_SPLIT", 2)
+    monkeypatch.setattr(dry_run, "INPUTS_PER_SPLIT", 2)
     config = config_for(IMAGES, tiny_corpora, tmp_path / "out")
     (split,) = estimate_run(config).splits
-    assert (split.num_measured, split.num_files) == (2, 4)
+    assert (split.num_measured, split.num_inputs) == (2, 4)
     assert split.num_tokens.image == tokenize(config).num_tokens.image  # images are all of one size
 
 
 def test_indexes_count_once_a_shard_and_once_a_sample(
     tiny_corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dry_run, "FILES_PER_SPLIT", 2)
+    monkeypatch.setattr(dry_run, "INPUTS_PER_SPLIT", 2)
     config = replace(config_for(IMAGES, tiny_corpora, tmp_path / "out"), samples_per_shard=3)
     (split,) = estimate_run(config).splits
     tokenize(config)
@@ -95,6 +95,6 @@ def test_files_that_cannot_be_used_are_counted_and_the_first_reason_is_named(
 def test_table_names_what_was_measured(tiny_corpora: Path, tmp_path: Path) -> None:
     config = replace(config_for(SPEECH, tiny_corpora, tmp_path / "out"), limit=3)
     table = estimate_run(config).table()
-    assert "measured on 3 of 3 files" in table
+    assert "measured on 3 of 3 inputs" in table
     assert "h of audio" in table
     assert table.endswith("nothing was written")

@@ -148,3 +148,9 @@ def test_options_of_sources_reach_them_from_the_command_line(tiny_corpora: Path,
     assert run_command(["tokenize", "--source", "units", *arguments, "--out", str(out_dir)]) == 0
     (sample,) = iter_samples(out_dir)
     assert (sample.language, load_dataset_card(out_dir).vocabulary.num_speech) == ("it", 64)
+
+
+def test_lines_are_progress_too(tiny_corpora: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train.txt").write_text("One line.\nAnother.\n")
+    run(tiny_corpora, "text", folder)
+    assert "tokenize text: 2/2 inputs" in capsys.readouterr().err

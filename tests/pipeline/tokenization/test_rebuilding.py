@@ -1,13 +1,15 @@
 """`index` writes lost indexes again, and believes no tar that the card does not vouch for."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dmlm.cli import run
 from dmlm.pipeline.errors import ExitCode, ShardCorruptError
-from dmlm.pipeline.shards import load_dataset_card, verify_dataset
+from dmlm.pipeline.shards import load_dataset_card, rebuilding, verify_dataset
 from dmlm.pipeline.shards.rebuilding import rebuild_indexes
 from dmlm.pipeline.tokenization.planning import TokenizeConfig
 from dmlm.pipeline.tokenization.running import tokenize
@@ -96,3 +98,34 @@ def test_the_command_names_what_it_did_and_refuses_what_is_no_data_set(
     (dataset / "dataset.json").unlink()
     assert run(["index", "--shards", str(dataset)]) == ExitCode.CORRUPT_INPUT
     assert "not a finished data set" in capsys.readouterr().err
+
+
+def test_killed_between_ledger_and_card_it_is_finished_by_the_next_run(
+    tiny_corpora: Path,
+    settings: Callable[..., TokenizeConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "mine").mkdir()
+    lines = [{"text": "Hello."}, {"text": "Hello."}, {"audio": "none.wav"}] * 3
+    (tmp_path / "mine" / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = settings(tiny_corpora, tmp_path / "out", "jsonl")
+    tokenize(replace(config, root=tmp_path / "mine"))
+    for path in index_paths(config.out_dir)[::2]:  # the first takes the ledger of the last, too
+        path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuilding, "write_dataset_card", kill)
+        with pytest.raises(KeyboardInterrupt):
+            rebuild_indexes(config.out_dir)
+    assert rebuild_indexes(config.out_dir).num_rebuilt == 2
+    assert verify_dataset(config.out_dir).num_samples == 6
+
+
+def kill(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_ledger_that_no_index_explains_is_refused(dataset: Path) -> None:
+    (dataset / "ledger.jsonl").write_bytes(b"")
+    with pytest.raises(ShardCorruptError, match=r"ledger.jsonl: sha256 mismatch"):
+        rebuild_indexes(dataset)

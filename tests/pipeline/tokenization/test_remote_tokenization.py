@@ -197,3 +197,27 @@ def test_commands_take_addresses(
     assert "s3://bucket/coco/coco-000000.tar: not the file" in capsys.readouterr().err
     assert b"canary-of-the-key" not in b"".join(map(bucket.cat, bucket.find("bucket/coco")))
     assert str(tiny_corpora).encode() not in bucket.cat("bucket/coco/run.json")
+
+
+def test_a_mirror_that_was_only_read_can_be_repaired_and_published(
+    on_machine: Callable[..., TokenizeConfig], server: Any, bucket: Any
+) -> None:
+    tokenize(on_machine("one"))
+    two = on_machine("two")
+    fetch_dataset(RemoteFolder(ADDRESS, two.out_dir))
+    bucket.pipe(f"{ADDRESS}/librispeech-000001.tar", b"damaged")
+    server.requests.clear()
+    tokenize(two)
+    assert uploaded(server) == ["librispeech-000001.tar"]
+
+
+@pytest.mark.parametrize("was_read", [False, True])
+def test_a_mirror_of_what_was_at_the_address_before_is_not_in_the_way(
+    on_machine: Callable[..., TokenizeConfig], bucket: Any, tmp_path: Path, was_read: bool
+) -> None:
+    tokenize(on_machine("one", samples_per_shard=4))
+    if was_read:
+        (on_machine("one").out_dir / "run.json").unlink()
+    bucket.rm(ADDRESS, recursive=True)
+    assert tokenize(on_machine("one")).num_out == 8
+    assert verify_dataset(fetch_dataset(RemoteFolder(ADDRESS, tmp_path / "elsewhere"))).num_shards == 3

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmlm.pipeline.samples import Broken, ImageCaption, Skipped, SourceItem, Utterance
-from dmlm.pipeline.tokenization.shard_tasks import plan_shards, task_sha256
+from dmlm.pipeline.tokenization.shard_tasks import MAX_SKIPPED, plan_shards, task_sha256
 
 
 def caption(key: str, image: int) -> ImageCaption:
@@ -47,7 +47,17 @@ def test_plan_holds_every_item_once_in_order_and_keeps_captions_together(
         num_samples = sum(not isinstance(item, Skipped) for item in task.items)
         one_image = len(task.image_paths) == 1 and not task.utterances
         assert num_samples <= samples_per_shard or one_image
-        assert num_samples or len(tasks) == 1
+        num_skipped = len(task.items) - num_samples
+        assert num_samples or len(tasks) == 1 or num_skipped >= MAX_SKIPPED * samples_per_shard
+        assert num_skipped <= MAX_SKIPPED * samples_per_shard
+
+
+def test_many_skipped_items_fill_a_shard() -> None:
+    skipped = [Skipped(key=f"s{n}", source="s", split="t", reason="r") for n in range(2 * MAX_SKIPPED + 1)]
+    tasks = plan_shards("x", [utterance("a"), *skipped, utterance("b")], 1)
+    assert [len(task.items) for task in tasks] == [1 + MAX_SKIPPED, MAX_SKIPPED, 2]
+    (task,) = plan_shards("x", [utterance("a"), *skipped, utterance("b")], 3)
+    assert len(task.items) == len(skipped) + 2
 
 
 def test_second_item_of_a_key_is_broken() -> None:

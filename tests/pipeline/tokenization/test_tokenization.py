@@ -198,6 +198,15 @@ def test_over_budget_nothing_is_published_and_repair_goes_on_from_finished_shard
     verify_dataset(out_dir)
 
 
+def test_a_data_set_without_a_sample_has_no_tokens_to_report(
+    settings: Callable[..., TokenizeConfig], root: Path, tmp_path: Path
+) -> None:
+    flac(root, 0).write_bytes(b"no audio")
+    report = tokenize(settings(root, tmp_path / "out", limit=1))
+    assert report.table().splitlines()[1].startswith("no tokens, ")
+    assert verify_dataset(tmp_path / "out").summary().endswith("0 samples, 0.0 MB, no tokens")
+
+
 def test_broken_image_costs_its_own_captions_only(
     settings: Callable[..., TokenizeConfig], root: Path, tmp_path: Path
 ) -> None:

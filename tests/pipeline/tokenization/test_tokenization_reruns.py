@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,11 @@ from dmlm.pipeline.errors import (
     FingerprintMismatchError,
     ShardCorruptError,
 )
-from dmlm.pipeline.shards import verify_dataset
+from dmlm.pipeline.quarantine import LedgerEntry
+from dmlm.pipeline.samples import Sample
+from dmlm.pipeline.shards import load_dataset_card, verify_dataset
 from dmlm.pipeline.shards.index import read_index
+from dmlm.pipeline.tokenization.item_encoding import ItemEncoder
 from dmlm.pipeline.tokenization.planning import TokenizeConfig
 from dmlm.pipeline.tokenization.running import tokenize, tokenize_share
 
@@ -255,3 +259,66 @@ def test_a_repaired_file_is_not_reused_as_broken(
     repair(before)
     tokenize(settings(root, tmp_path / "out", reuse_dir=tmp_path / "broken"))
     assert content(tmp_path / "out") == content(tiny_dataset)
+
+
+@pytest.mark.parametrize("num_shares", [0, 2])
+def test_a_file_repaired_to_another_size_is_taken_into_a_finished_data_set(
+    settings: Callable[..., TokenizeConfig],
+    content: Callable[[Path], dict[str, bytes]],
+    num_shares: int,
+    root: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    config = settings(root, tmp_path / "out")
+    whole = flac(root, 4).read_bytes()
+    flac(root, 4).write_bytes(b"short")
+    assert tokenize(config).num_quarantined == 1
+    flac(root, 4).write_bytes(whole)
+    for index in range(num_shares):
+        tokenize_share(config, index, num_shares)
+    assert tokenize(config).num_quarantined == 0
+    assert content(config.out_dir) == content(tiny_dataset)
+
+
+def test_a_repair_explains_no_other_change_of_a_finished_data_set(
+    settings: Callable[..., TokenizeConfig], root: Path, tmp_path: Path
+) -> None:
+    config = settings(root, tmp_path / "out")
+    flac(root, 7).write_bytes(b"broken")
+    tokenize(config)
+    flac(root, 7).with_name("7-9-0008.flac").write_bytes(b"added")
+    with pytest.raises(FingerprintMismatchError, match="the corpus has changed since"):
+        tokenize(config)
+
+
+def test_a_share_keeps_what_another_run_has_published_meanwhile(
+    settings: Callable[..., TokenizeConfig],
+    tiny_corpora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = settings(tiny_corpora, tmp_path / "out")
+    encode = ItemEncoder.encode
+    published: dict[str, int] = {}
+
+    def publish_meanwhile(*arguments: Any) -> list[Sample | LedgerEntry]:
+        monkeypatch.setattr(ItemEncoder, "encode", encode)
+        tokenize(config)
+        published.update((path.name, path.stat().st_mtime_ns) for path in config.out_dir.glob("lib*"))
+        return encode(*arguments)
+
+    monkeypatch.setattr(ItemEncoder, "encode", publish_meanwhile)
+    tokenize_share(config, 0, 1)
+    assert published == {path.name: path.stat().st_mtime_ns for path in config.out_dir.glob("lib*")}
+    assert len(published) == 6
+
+
+def test_stray_files_beside_the_codebook_are_no_part_of_the_data_set(
+    settings: Callable[..., TokenizeConfig], tiny_corpora: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    out_dir = shutil.copytree(tiny_dataset, tmp_path / "out")
+    (out_dir / "dataset.json").unlink()
+    (out_dir / "codebook" / "notes (old).txt").write_text("x")
+    tokenize(settings(tiny_corpora, out_dir))
+    assert load_dataset_card(out_dir) == load_dataset_card(tiny_dataset)
