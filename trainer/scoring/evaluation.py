@@ -40,6 +40,7 @@ from dmlm.trainer.scoring.references import (
 from dmlm.trainer.scoring.task_scoring import (
     SCORERS,
     Scorer,
+    check_scorer,
     clean_texts,
     score_groups,
     score_neighbours,
@@ -112,6 +113,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     settings = _settings(config, checkpoint, splits, tools) | datasets
     if config.out_path is None:
         check_same_settings(out_path, settings)
+    score = _scorer(config.task, tools)
+    check_scorer(score, references)
     outputs, seconds = _generate(checkpoint, config, references)
     hypotheses, heard = _read_outputs(checkpoint, references, outputs, tools, speech_folder(out_path))
     utterances = tuple(
@@ -125,7 +128,6 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         )
         for place, reference in enumerate(references)
     )
-    score = _scorer(config.task, tools)
     report = EvaluationReport(
         task=config.task,
         metrics=score(references, hypotheses),
