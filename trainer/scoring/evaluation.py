@@ -287,8 +287,7 @@ def _settings(
         return settings
     return settings | {
         "vocoder": shareable_name(config.vocoder),
-        "waveform_maker": tools.vocoder.waveform_maker,
-        "listener": tools.listener_name,
+        **tools.to_json(),
         "root": shareable_name(config.root) if config.root else None,
     }
 

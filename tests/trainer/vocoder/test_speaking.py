@@ -1,6 +1,7 @@
 """Whisper hears the recordings; `speak` writes what a trained model says, and `evaluate` scores it."""
 
 import json
+import shutil
 import wave
 import weakref
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
 from dmlm.trainer.scoring.references import open_matching_shards, read_references
 from dmlm.trainer.scoring.speech_evaluation import open_speech_tools
 from dmlm.trainer.vocoder import speaking, waveforms
+from dmlm.trainer.vocoder.checkpoint import load_vocoder, save_vocoder
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
 from dmlm.trainer.vocoder.listening import (
     BATCH_SIZE,
@@ -214,10 +216,13 @@ def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings
     names = [settings[name] for name in ("vocoder", "waveform_maker", "listener", "root")]
     assert names == ["voice", "griffin-lim", "whisper:tiny.en", spoken_run.root.name]
     assert str(spoken_run.root) not in written
+    card = json.loads((vocoder_dir / "vocoder.json").read_bytes())
+    assert settings["vocoder_sha256"] == card["weights_sha256"]
+    heard_by = f"|listener:whisper:tiny.en:{settings['listener_sha256']:.8}"
     signature = result["metrics"]["wer_raw_signature"]
-    assert signature.endswith("|listener:whisper:tiny.en|speech:griffin-lim")
+    assert signature.endswith(f"{heard_by}|speech:griffin-lim:{card['weights_sha256']:.8}")
     assert result["controls"]["true units"]["wer_raw_signature"] == signature
-    assert result["controls"]["recordings"]["wer_raw_signature"].endswith("tiny.en|speech:recordings")
+    assert result["controls"]["recordings"]["wer_raw_signature"].endswith(f"{heard_by}|speech:recordings")
     lines = [json.loads(line) for line in Path(f"{out_path}.samples.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == ["1-11-0000", "1-11-0002"]
     assert "home" in lines[0]["recordings"].lower()
@@ -271,3 +276,26 @@ def write_lines(path: Path, recordings: list[Path]) -> None:
         for number, recording in enumerate(recordings)
     ]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_scores_of_another_vocoder_of_the_same_name_are_not_written_over(
+    vocoder_dir: Path, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(resolve_checkpoint(spoken_run.run), tmp_path / "model")
+    config = EvaluateConfig(
+        checkpoint=tmp_path / "model",
+        shards=(spoken_run.shards,),
+        task="t2s",
+        vocoder=vocoder_dir,
+        limit=1,
+        device="cpu",
+    )
+    evaluate(config)
+    other = tmp_path / vocoder_dir.name
+    vocoder = load_vocoder(vocoder_dir)
+    vocoder.voice.to_mel.bias.data += 1
+    other.mkdir()
+    save_vocoder(other, vocoder)
+    monkeypatch.setattr("dmlm.trainer.scoring.evaluation.generate", None)
+    with pytest.raises(ConfigError, match="holds scores with vocoder_sha256"):
+        evaluate(replace(config, vocoder=other))
