@@ -47,6 +47,7 @@ from dmlm.trainer.scoring.task_scoring import (
     score_subsets,
     score_words,
 )
+from dmlm.trainer.trained_tasks import warn_of_untrained
 
 if TYPE_CHECKING:
     from dmlm.trainer.scoring.speech_evaluation import SpeechTools
@@ -104,6 +105,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     shards = open_matching_shards(config.shards, checkpoint, config.task)
     splits = choose_splits(shards, config.splits, config.task, checkpoint.settings.recipe)
     references = _read_all(config, shards, splits)
+    asked = {reference.language for reference in references}
+    warn_of_untrained(checkpoint.settings.trained, config.task, asked, path)
     train_shards = open_matching_shards(config.train_shards, checkpoint, config.task)
     trained = {dataset.sha256 for dataset in checkpoint.settings.datasets}
     seen = [shard for shard in shards if shard.dataset_sha256 in trained]

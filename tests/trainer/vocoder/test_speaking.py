@@ -197,7 +197,7 @@ def test_speak_writes_a_wav_file_for_each_text(
 
 
 def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings(
-    vocoder_dir: Path, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vocoder_dir: Path, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
     monkeypatch.setattr(waveforms, "find_packaged", lambda entry: None)
     monkeypatch.setenv("DMLM_DATA", str(spoken_run.root))
@@ -208,6 +208,7 @@ def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings
     data = ["--checkpoint", str(spoken_run.run), "--shards", str(spoken_run.shards), "--key", "1-11-000[02]"]
     tools = ["--vocoder", str(vocoder_dir), "--device", "cpu", "--out", str(out_path)]
     assert run(["evaluate", "--task", "t2s", *data, *tools]) == 0
+    assert "was not trained on t2s (en), which is scored all the same, but on asr (en)" in caplog.text
     written = out_path.read_text()
     result = json.loads(written)
     assert set(result["controls"]) == {"true units", "recordings"}
