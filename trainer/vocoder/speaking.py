@@ -44,7 +44,7 @@ class Spoken:
     seconds: float
     """To make it: its share of decoding, and the vocoder's work on it."""
     is_finished: bool
-    """False: the model did not come to an end."""
+    """False: the model did not come to an end, or had no room for it and said nothing."""
 
 
 def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:

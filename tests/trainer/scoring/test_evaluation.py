@@ -357,6 +357,9 @@ def test_recordings_that_are_not_at_the_root_are_missed_before_anything_is_decod
     spoken = replace(config, task="t2s", vocoder=tmp_path / "none", root=tmp_path)
     with pytest.raises(ConfigError, match=r"such as 1-11-0001; .*unset DMLM_DATA"):
         evaluate(spoken)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match=r"librispeech: expected .*; .*unset DMLM_DATA"):
+        evaluate(replace(spoken, root=tmp_path / "none"))
 
 
 def test_options_that_are_not_given_are_as_the_configs_have_them() -> None:

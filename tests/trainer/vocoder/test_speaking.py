@@ -190,6 +190,8 @@ def test_speak_writes_a_wav_file_for_each_text(
         with wave.open(str(path)) as file:
             assert (file.getframerate(), file.getsampwidth()) == (22_050, 2)
     assert "s of speech in" in shown.err
+    assert run(["speak", *arguments, "--out", str(tmp_path), "a" * 2000]) == 0
+    assert "a\t(too long for the model: nothing was said)\n" in capsys.readouterr().out
     assert run(["speak", *arguments, "--out", str(tmp_path), "   "]) == 2
     assert "nothing to say" in capsys.readouterr().err
     assert run(["speak", *arguments, "--out", str(path), "a"]) == 2
