@@ -39,7 +39,8 @@ and `AutoTokenizer` load this folder; `codebook/` turns audio and images into it
 {tasks}
 
 A prompt is everything before the target. `{{speech}}` stands for `<speech_0><speech_17>…`, {runs};
-`{{image}}` for `<image_0>…`. A prompt names one of the task's languages, as `<en>`; `none`: it names none.
+`{{image}}` for `<image_0>…`, `{{text}}` for a text that was tokenized alone, as below: within a prompt some
+tokenizers give it other ids. A prompt names one of the task's languages, as `<en>`; `none`: it names none.
 
 ## Vocabulary
 
@@ -50,11 +51,13 @@ Embedding rows from {num_used} on fill it up to {size}: no token has these ids.
 ## Use
 
 ```python
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
 prompt = {prompt!r}
-ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+parts = [tokenizer(part, add_special_tokens=False).input_ids for part in prompt]
+ids = torch.tensor([sum(parts, [])])
 
 def only_{modality}(batch, ids):
     return [*range({start}, {stop}), {end_id}]
@@ -160,9 +163,7 @@ def _example(
     template = make_template(TASKS[task], language, language, vocabulary, settings.recipe.sequence)
     constraint = constraint_of(task, vocabulary)
     return {
-        "prompt": "".join(
-            _spell(part, names, _EXAMPLES.get(str(part.member), "")) for part in template.prompt
-        ),
+        "prompt": [_spell(part, names, _EXAMPLES.get(str(part.member), "")) for part in template.prompt],
         "task": task,
         "modality": modality,
         "start": constraint.allowed.start,

@@ -264,6 +264,31 @@ def test_prompts_of_the_documentation_begin_as_the_vocabulary_says(exported: Pat
     assert names["ids"][0, 0] == 1
 
 
+@pytest.fixture
+def marks_first_words(exported: Path, tmp_path: Path) -> Path:
+    """The exported model with a tokenizer that puts a space before the first word of a text only."""
+    shutil.copytree(exported, tmp_path / "first")
+    path = tmp_path / "first" / "tokenizer.json"
+    rule = {"type": "Metaspace", "replacement": "Ġ", "prepend_scheme": "first", "split": True}
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"pre_tokenizer": rule}))
+    return path.parent
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_prompts_of_documentation_and_card_hold_a_text_as_training_had_it(
+    marks_first_words: Path, checkpoint: Checkpoint
+) -> None:
+    page = MODELS.read_text().partition("In transformers")[2]
+    documented = run_example(page, {"=200": "=4", "=1000": "=4"}, DIR=marks_first_words, units=[3, 4])
+    trained = (TrainedTask(task="t2s", language="en"),)
+    card = write_card(replace(checkpoint, settings=replace(checkpoint.settings, trained=trained)))
+    shown = run_example(card, FOLDER=marks_first_words)
+    for names, text in ((documented, "seven green birds"), (shown, "hello")):
+        alone = names["tokenizer"](text, add_special_tokens=False).input_ids
+        assert alone[0] == names["tokenizer"].convert_tokens_to_ids("Ġ")
+        assert names["ids"][0, 2:-2].tolist() == alone
+
+
 def without_images(samples: Iterable[Sample]) -> list[Sample]:
     return [sample for sample in samples if sample.image_tokens is None]
 
