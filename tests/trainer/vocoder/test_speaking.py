@@ -25,6 +25,7 @@ from dmlm.trainer.loop import train
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
 from dmlm.trainer.scoring.references import open_matching_shards, read_references
 from dmlm.trainer.scoring.speech_evaluation import open_speech_tools
+from dmlm.trainer.settings import read_settings
 from dmlm.trainer.vocoder import speaking, waveforms
 from dmlm.trainer.vocoder.checkpoint import load_vocoder, save_vocoder
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
@@ -38,6 +39,7 @@ from dmlm.trainer.vocoder.listening import (
 )
 from dmlm.trainer.vocoder.model import VoiceShape
 from dmlm.trainer.vocoder.recordings import find_utterances
+from dmlm.trainer.vocoder.speaking import spoken_text_rule
 from dmlm.trainer.vocoder.synthesis import open_vocoder
 from dmlm.trainer.vocoder.training import train_vocoder
 
@@ -302,3 +304,13 @@ def test_scores_of_another_vocoder_of_the_same_name_are_not_written_over(
     monkeypatch.setattr("dmlm.trainer.scoring.evaluation.generate", None)
     with pytest.raises(ConfigError, match="holds scores with vocoder_sha256"):
         evaluate(replace(config, vocoder=other))
+
+
+def test_texts_go_through_the_rule_of_a_data_set_that_was_spoken(spoken_run) -> None:
+    _, settings = read_settings(resolve_checkpoint(spoken_run.run))
+    pictures = replace(settings.datasets[0], name="coco", text_rule="nfc")
+    both = replace(settings, datasets=(pictures, *settings.datasets))
+    rules = {"librispeech": "lower", "l*": "lower", "*": "nfc", "covost": "nfc"}
+    for source, rule in rules.items():
+        mix = (MixEntry(task="i2t", weight=1.0), MixEntry(task="t2s", weight=1.0, source=source))
+        assert spoken_text_rule(replace(both, recipe=replace(both.recipe, mix=mix))) == rule
