@@ -314,13 +314,28 @@ def test_the_card_lists_tasks_that_had_samples_with_their_languages(
     assert [row.split(" | ")[-1] for row in rows] == ["en |", "de |", "en |", "none |", "en |"]
 
 
+def test_the_card_of_a_model_that_was_trained_further_has_the_data_of_before(
+    speech_only: Checkpoint, token_shards: Path, tmp_path: Path
+) -> None:
+    second = train_briefly(tmp_path / "second", token_shards, str(speech_only.path))
+    third = train_briefly(tmp_path / "third", token_shards, str(second.path))
+    (first,) = speech_only.settings.datasets
+    named = replace(third.settings.datasets_before[0], name="librispeech")
+    assert third.settings.datasets_before == (first, *second.settings.datasets)
+    card = write_card(replace(third, settings=replace(third.settings, datasets_before=(named,))))
+    for dataset in (first, *second.settings.datasets):
+        assert card.count(dataset.sha256) == 1
+    assert "data toy: not known to dmlm" in card
+    assert "data librispeech: CC BY 4.0" in card
+
+
 def test_a_checkpoint_of_an_older_version_lists_the_tasks_that_it_has_tokens_for(
     speech_only: Checkpoint, tmp_path: Path
 ) -> None:
     old = tmp_path / "checkpoint-000004"
     shutil.copytree(speech_only.path, old)
     content = json.loads((old / "dmlm.json").read_bytes())
-    del content["trained"]
+    del content["trained"], content["datasets_before"]
     (old / "dmlm.json").write_text(json.dumps(content))
     sums = json.loads((old / "DONE").read_bytes())
     (old / "DONE").write_text(json.dumps(sums | {"dmlm.json": sha256_file(old / "dmlm.json")}))
