@@ -47,10 +47,11 @@ from dmlm.trainer.settings import (
     RunSettings,
     all_trained,
     check_init_tokens,
+    find_datasets_before,
     read_settings,
 )
 from dmlm.trainer.step import TrainStep
-from dmlm.trainer.trained_tasks import TrainedTask, trained_tasks
+from dmlm.trainer.trained_tasks import trained_tasks
 from dmlm.trainer.watching.metrics import Record
 from dmlm.trainer.watching.plan import count_operations, make_plan
 from dmlm.trainer.watching.run_log import NoLog, RunLog, read_history
@@ -140,7 +141,7 @@ class _Run:
         self._trackers = config.trackers
         self._stream = TokenStream(data, recipe, config.seed, rank=ranks.rank, world_size=ranks.world_size)
         self._model = self._build_model().to(device)
-        self._settings = replace(self._settings, trained=self._find_trained())
+        self._settings = self._add_history(self._settings)
         ranks.wait_for_all()
         self._step = TrainStep(self._model, recipe, config.seed, ranks)
         self._num_done = 0
@@ -219,9 +220,11 @@ class _Run:
             )
         return newest
 
-    def _find_trained(self) -> tuple[TrainedTask, ...]:
+    def _add_history(self, settings: RunSettings) -> RunSettings:
+        init = self._recipe.model.init
         resumed = None if self._checkpoint is None else read_settings(self._checkpoint)[1]
-        return all_trained(trained_tasks(self._stream.groups), self._recipe.model.init, resumed)
+        trained = all_trained(trained_tasks(self._stream.groups), init, resumed)
+        return replace(settings, trained=trained, datasets_before=find_datasets_before(init, resumed))
 
     def _build_model(self) -> "PreTrainedModel":
         if self._checkpoint is not None:

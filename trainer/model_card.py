@@ -1,6 +1,6 @@
 """The README.md of an exported model: what it does, how to prompt it, what it was made of."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ from dmlm.pipeline.shards.format import MODALITY_OF
 from dmlm.pipeline.tokenizers.pretrained import read_terms
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.checkpoint import Checkpoint
+from dmlm.trainer.data.dataset import DatasetIdentity
 from dmlm.trainer.data.tasks import TASKS, Part, make_template
 from dmlm.trainer.decoding import constraint_of
 from dmlm.trainer.settings import RunSettings
@@ -39,7 +40,8 @@ and `AutoTokenizer` load this folder; `codebook/` turns audio and images into it
 {tasks}
 
 A prompt is everything before the target. `{{speech}}` stands for `<speech_0><speech_17>…`, {runs};
-`{{image}}` for `<image_0>…`. A prompt names one of the task's languages, as `<en>`; `none`: it names none.
+`{{image}}` for `<image_0>…`, `{{text}}` for a text that was tokenized alone, as below: within a prompt some
+tokenizers give it other ids. A prompt names one of the task's languages, as `<en>`; `none`: it names none.
 
 ## Vocabulary
 
@@ -50,11 +52,13 @@ Embedding rows from {num_used} on fill it up to {size}: no token has these ids.
 ## Use
 
 ```python
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained(FOLDER), AutoTokenizer.from_pretrained(FOLDER)
 prompt = {prompt!r}
-ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+parts = [tokenizer(part, add_special_tokens=False).input_ids for part in prompt]
+ids = torch.tensor([sum(parts, [])])
 
 def only_{modality}(batch, ids):
     return [*range({start}, {stop}), {end_id}]
@@ -100,7 +104,7 @@ def write_card(checkpoint: Checkpoint) -> str:
         **_example(trained, settings, names),
         fingerprints="\n".join(_fingerprint_rows(settings)),
         data="\n".join(
-            f"- {d.name} (text rule `{d.text_rule}`, sha256 {d.sha256})" for d in settings.datasets
+            f"- {d.name} (text rule `{d.text_rule}`, sha256 {d.sha256})" for d in _datasets(settings)
         ),
         licences="\n".join(f"- {line}" for line in _licences(checkpoint)),
     )
@@ -160,9 +164,7 @@ def _example(
     template = make_template(TASKS[task], language, language, vocabulary, settings.recipe.sequence)
     constraint = constraint_of(task, vocabulary)
     return {
-        "prompt": "".join(
-            _spell(part, names, _EXAMPLES.get(str(part.member), "")) for part in template.prompt
-        ),
+        "prompt": [_spell(part, names, _EXAMPLES.get(str(part.member), "")) for part in template.prompt],
         "task": task,
         "modality": modality,
         "start": constraint.allowed.start,
@@ -195,12 +197,17 @@ def _fingerprint_rows(settings: RunSettings) -> Iterator[str]:
         yield f"- {modality}: " + ", ".join(f"{name} {value}" for name, value in mark.items())
 
 
+def _datasets(settings: RunSettings) -> Iterable[DatasetIdentity]:
+    """Of the run, and of the checkpoints that came before it."""
+    return dict.fromkeys([*settings.datasets, *settings.datasets_before])
+
+
 def _licences(checkpoint: Checkpoint) -> Iterator[str]:
     """What binds the model; dmlm does not judge what follows from it."""
     init = checkpoint.settings.recipe.model.init
     if init is not None:
         yield f"started from {init}: its licence goes on"
-    for name in dict.fromkeys(dataset.name for dataset in checkpoint.settings.datasets):
+    for name in dict.fromkeys(dataset.name for dataset in _datasets(checkpoint.settings)):
         try:
             yield f"data {name}: {load_manifest(name).licence}"
         except ConfigError:

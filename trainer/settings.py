@@ -23,7 +23,7 @@ RUN_SETTINGS_NAME: Final = "config.json"
 _FREE_TO_CHANGE: Final = (
     *("recipe.name", "recipe.save_every_steps", "recipe.log_every_steps", "recipe.parallel"),
     *("recipe.precision", "recipe.attention", "recipe.torch_compile", "recipe.gradient_checkpointing"),
-    *("recipe.validation", "recipe.keep_checkpoints", "trained"),
+    *("recipe.validation", "recipe.keep_checkpoints", "trained", "datasets_before"),
 )
 _FREE_PREFIXES: Final = tuple(f"{name}." for name in _FREE_TO_CHANGE)
 
@@ -46,6 +46,8 @@ class RunSettings:
     vocabulary: Vocabulary
     trained: tuple[TrainedTask, ...] = ()
     """In this run, and before it where it began with a checkpoint; empty where an older one does not tell."""
+    datasets_before: tuple[DatasetIdentity, ...] = ()
+    """Of the checkpoint that it began with, and of those before that one, as far as they tell."""
 
     def to_json(self) -> dict[str, Any]:
         """Content of `dmlm.json`."""
@@ -57,6 +59,7 @@ class RunSettings:
             "fingerprints": {modality: dict(mark) for modality, mark in self.fingerprints.items()},
             "vocabulary": self.vocabulary.to_json(),
             "trained": [asdict(entry) for entry in self.trained],
+            "datasets_before": [asdict(dataset) for dataset in self.datasets_before],
         }
 
     @classmethod
@@ -73,6 +76,9 @@ class RunSettings:
             trained=tuple(
                 build_strictly(TrainedTask, entry, where=f"{SETTINGS_NAME}: trained")
                 for entry in content.get("trained", ())
+            ),
+            datasets_before=tuple(
+                DatasetIdentity(**dataset) for dataset in content.get("datasets_before", ())
             ),
         )
 
@@ -123,6 +129,16 @@ def all_trained(
         return own
     before = read_settings(Path(init))[1].trained
     return tuple(dict.fromkeys([*before, *own])) if before else ()
+
+
+def find_datasets_before(init: str | None, resumed: RunSettings | None) -> tuple[DatasetIdentity, ...]:
+    """Data sets that a model was trained on before a run; the arguments are those of `all_trained`."""
+    if resumed is not None:
+        return resumed.datasets_before
+    if init is None or not (Path(init) / SETTINGS_NAME).is_file():
+        return ()
+    before = read_settings(Path(init))[1]
+    return tuple(dict.fromkeys([*before.datasets_before, *before.datasets]))
 
 
 def check_init_tokens(init: str, fingerprints: Mapping[Modality, Fingerprint]) -> None:

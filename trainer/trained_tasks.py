@@ -1,6 +1,7 @@
 """Which tasks a model was trained on, and in which languages: what a prompt may ask it for."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -12,6 +13,8 @@ from dmlm.trainer.data.mix import Group
 NO_LANGUAGE: Final = "none"
 """In place of a language: prompts without its token."""
 DEFAULT_LANGUAGE: Final = "en"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +62,26 @@ def choose_language(trained: Sequence[TrainedTask], task: str, wanted: str | Non
             f"choose one of {', '.join(language or NO_LANGUAGE for language in known)}"
         )
     return chosen
+
+
+def warn_of_untrained(
+    trained: Sequence[TrainedTask], task: str, languages: Set[str | None], where: Path
+) -> None:
+    """Says so where a model is asked for a task in languages that it was not trained on.
+
+    Args:
+        trained: As `choose_language` takes it; empty: nothing is known, and nothing said.
+        task: What is asked for.
+        languages: Of all that is asked.
+        where: The checkpoint, for the message.
+    """
+    known = {entry.language for entry in trained if entry.task == task}
+    missing = sorted(language or NO_LANGUAGE for language in languages - known)
+    if trained and missing:
+        _logger.warning(
+            "%s: was not trained on %s (%s), which is scored all the same, but on %s",
+            where,
+            task,
+            ", ".join(missing),
+            ", ".join(map(str, trained)),
+        )

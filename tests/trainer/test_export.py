@@ -264,6 +264,31 @@ def test_prompts_of_the_documentation_begin_as_the_vocabulary_says(exported: Pat
     assert names["ids"][0, 0] == 1
 
 
+@pytest.fixture
+def marks_first_words(exported: Path, tmp_path: Path) -> Path:
+    """The exported model with a tokenizer that puts a space before the first word of a text only."""
+    shutil.copytree(exported, tmp_path / "first")
+    path = tmp_path / "first" / "tokenizer.json"
+    rule = {"type": "Metaspace", "replacement": "Ġ", "prepend_scheme": "first", "split": True}
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"pre_tokenizer": rule}))
+    return path.parent
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_prompts_of_documentation_and_card_hold_a_text_as_training_had_it(
+    marks_first_words: Path, checkpoint: Checkpoint
+) -> None:
+    page = MODELS.read_text().partition("In transformers")[2]
+    documented = run_example(page, {"=200": "=4", "=1000": "=4"}, DIR=marks_first_words, units=[3, 4])
+    trained = (TrainedTask(task="t2s", language="en"),)
+    card = write_card(replace(checkpoint, settings=replace(checkpoint.settings, trained=trained)))
+    shown = run_example(card, FOLDER=marks_first_words)
+    for names, text in ((documented, "seven green birds"), (shown, "hello")):
+        alone = names["tokenizer"](text, add_special_tokens=False).input_ids
+        assert alone[0] == names["tokenizer"].convert_tokens_to_ids("Ġ")
+        assert names["ids"][0, 2:-2].tolist() == alone
+
+
 def without_images(samples: Iterable[Sample]) -> list[Sample]:
     return [sample for sample in samples if sample.image_tokens is None]
 
@@ -289,13 +314,28 @@ def test_the_card_lists_tasks_that_had_samples_with_their_languages(
     assert [row.split(" | ")[-1] for row in rows] == ["en |", "de |", "en |", "none |", "en |"]
 
 
+def test_the_card_of_a_model_that_was_trained_further_has_the_data_of_before(
+    speech_only: Checkpoint, token_shards: Path, tmp_path: Path
+) -> None:
+    second = train_briefly(tmp_path / "second", token_shards, str(speech_only.path))
+    third = train_briefly(tmp_path / "third", token_shards, str(second.path))
+    (first,) = speech_only.settings.datasets
+    named = replace(third.settings.datasets_before[0], name="librispeech")
+    assert third.settings.datasets_before == (first, *second.settings.datasets)
+    card = write_card(replace(third, settings=replace(third.settings, datasets_before=(named,))))
+    for dataset in (first, *second.settings.datasets):
+        assert card.count(dataset.sha256) == 1
+    assert "data toy: not known to dmlm" in card
+    assert "data librispeech: CC BY 4.0" in card
+
+
 def test_a_checkpoint_of_an_older_version_lists_the_tasks_that_it_has_tokens_for(
     speech_only: Checkpoint, tmp_path: Path
 ) -> None:
     old = tmp_path / "checkpoint-000004"
     shutil.copytree(speech_only.path, old)
     content = json.loads((old / "dmlm.json").read_bytes())
-    del content["trained"]
+    del content["trained"], content["datasets_before"]
     (old / "dmlm.json").write_text(json.dumps(content))
     sums = json.loads((old / "DONE").read_bytes())
     (old / "DONE").write_text(json.dumps(sums | {"dmlm.json": sha256_file(old / "dmlm.json")}))

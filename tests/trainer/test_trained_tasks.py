@@ -11,7 +11,7 @@ from dmlm.pipeline.storage import sha256_file
 from dmlm.trainer.config import Recipe, TrainConfig, recipe_from_json
 from dmlm.trainer.loop import train
 from dmlm.trainer.settings import read_settings
-from dmlm.trainer.trained_tasks import TrainedTask, choose_language
+from dmlm.trainer.trained_tasks import TrainedTask, choose_language, warn_of_untrained
 
 
 def recipe(*tasks: str, **more: object) -> Recipe:
@@ -111,3 +111,15 @@ def test_what_was_not_trained_is_refused_with_what_was(task: str, wanted: str | 
 @pytest.mark.parametrize(("wanted", "expected"), [(None, "en"), ("de", "de"), ("none", None)])
 def test_a_checkpoint_that_does_not_tell_is_asked_as_before(wanted: str | None, expected: str | None) -> None:
     assert choose_language((), "asr", wanted, Path("run")) == expected
+
+
+def test_what_was_not_trained_is_warned_of_where_it_is_known(caplog: pytest.LogCaptureFixture) -> None:
+    known = [TrainedTask(task="asr", language=language) for language in ("de", "it")]
+    warn_of_untrained(known, "asr", {"de", "it"}, Path("run"))
+    warn_of_untrained((), "asr", {"fr"}, Path("run"))
+    assert not caplog.text
+    warn_of_untrained(known, "asr", {"de", "fr", None}, Path("run"))
+    warn_of_untrained(known, "i2t", {"de"}, Path("run"))
+    said = ["asr (fr, none)", "i2t (de)"]
+    rest = "which is scored all the same, but on asr (de), asr (it)"
+    assert caplog.messages == [f"run: was not trained on {what}, {rest}" for what in said]

@@ -15,7 +15,7 @@ from dmlm.trainer.decoding.rows import Rows, open_rows
 from dmlm.trainer.decoding.search import GreedySearch, Hypothesis, Sampling, Search
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 REFILL_SHARE: Final = 1 / 8
 """Of the rows that are empty before more prompts are read: reading one by one costs more."""
@@ -69,6 +69,9 @@ def decode(
         return
     search = _open_search(constraint, config, first_number)
     num_prompts = min(len(waiting), max(config.batch_size // search.num_rows, 1))
+    num_slots = max(len(prompts[index]) for index in waiting) + max(limits[index] for index in waiting)
+    if not _window_reaches(model.config, num_slots):
+        num_prompts = 1
     longest = max(len(prompts[index]) + limits[index] for index in waiting)
     rows = open_rows(model, constraint, num_prompts * search.num_rows, longest)
     engine = _Engine(rows, search, constraint.ids)
@@ -118,6 +121,12 @@ class _Engine:
                 is_finished=hypothesis.is_finished,
                 first_token_seconds=self._seconds.pop(hypothesis.index),
             )
+
+
+def _window_reaches(config: "PretrainedConfig", num_slots: int) -> bool:
+    """Whether every token sees all before it; where not, padding of a row would push its own prompt out."""
+    window: int | None = getattr(config, "sliding_window", None)
+    return window is None or num_slots <= window
 
 
 def _close_ranks(is_done: list[bool]) -> list[int]:

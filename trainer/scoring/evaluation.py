@@ -40,12 +40,14 @@ from dmlm.trainer.scoring.references import (
 from dmlm.trainer.scoring.task_scoring import (
     SCORERS,
     Scorer,
+    check_scorer,
     clean_texts,
     score_groups,
     score_neighbours,
     score_subsets,
     score_words,
 )
+from dmlm.trainer.trained_tasks import warn_of_untrained
 
 if TYPE_CHECKING:
     from dmlm.trainer.scoring.speech_evaluation import SpeechTools
@@ -103,6 +105,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     shards = open_matching_shards(config.shards, checkpoint, config.task)
     splits = choose_splits(shards, config.splits, config.task, checkpoint.settings.recipe)
     references = _read_all(config, shards, splits)
+    asked = {reference.language for reference in references}
+    warn_of_untrained(checkpoint.settings.trained, config.task, asked, path)
     train_shards = open_matching_shards(config.train_shards, checkpoint, config.task)
     trained = {dataset.sha256 for dataset in checkpoint.settings.datasets}
     seen = [shard for shard in shards if shard.dataset_sha256 in trained]
@@ -112,6 +116,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
     settings = _settings(config, checkpoint, splits, tools) | datasets
     if config.out_path is None:
         check_same_settings(out_path, settings)
+    score = _scorer(config.task, tools)
+    check_scorer(score, references)
     outputs, seconds = _generate(checkpoint, config, references)
     hypotheses, heard = _read_outputs(checkpoint, references, outputs, tools, speech_folder(out_path))
     utterances = tuple(
@@ -125,7 +131,6 @@ def evaluate(config: EvaluateConfig) -> EvaluationReport:
         )
         for place, reference in enumerate(references)
     )
-    score = _scorer(config.task, tools)
     report = EvaluationReport(
         task=config.task,
         metrics=score(references, hypotheses),
@@ -285,8 +290,7 @@ def _settings(
         return settings
     return settings | {
         "vocoder": shareable_name(config.vocoder),
-        "waveform_maker": tools.vocoder.waveform_maker,
-        "listener": tools.listener_name,
+        **tools.to_json(),
         "root": shareable_name(config.root) if config.root else None,
     }
 

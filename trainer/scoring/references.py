@@ -142,7 +142,7 @@ def read_references(
     keys: Sequence[str] = ("*",),
     limit: int | None = None,
 ) -> Iterator[Reference]:
-    """Yields the samples of the splits that have what the task needs, in order; an image once, at its first.
+    """Yields what the splits hold for the task, in order; an image once for each language.
 
     Args:
         shards: Of all data sets.
@@ -152,7 +152,7 @@ def read_references(
         limit: Samples of each source and split of each data set, from the first; None: all.
     """
     num_found: Counter[tuple[str, ...]] = Counter()
-    found: dict[tuple[str, ...], list[_Row]] = {}
+    found: dict[tuple[str | None, ...], list[_Row]] = {}
     for row in _find_rows(shards, splits, task, keys):
         name = _what_is_scored(task, row)
         if name in found:
@@ -260,10 +260,10 @@ def _find_rows(
                 yield _Row(shard=shard, number=number, fields=fields)
 
 
-def _what_is_scored(task: str, row: _Row) -> tuple[str, ...]:
-    """Equal for the captions of one image; else of the sample itself."""
-    image_id = row.fields["image_id"] if task == "i2t" else None
-    return *row.origin, row.fields["key"] if image_id is None else f"image {image_id}"
+def _what_is_scored(task: str, row: _Row) -> tuple[str | None, ...]:
+    """Equal for the captions of one image in one language; else of the sample itself."""
+    names = ("key",) if task != "i2t" or row.fields["image_id"] is None else ("image_id", "language")
+    return *row.origin, *names, *(row.fields[name] for name in names)
 
 
 def _read_reference(row: _Row, task: str) -> Reference:

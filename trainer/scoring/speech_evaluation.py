@@ -37,9 +37,22 @@ class SpeechTools:
         return WHISPER + shareable_name(Path(self.listener.name.removeprefix(WHISPER)))
 
     def signature(self, control: str | None = None) -> str:
-        """Who heard and what spoke, of a control or of what the model says; scores depend on both."""
-        speech = RECORDINGS if control == RECORDINGS else self.vocoder.waveform_maker
-        return f"listener:{self.listener_name}|speech:{speech}"
+        """Who heard and what spoke, of a control or of what the model says; scores depend on both.
+
+        Folders of two vocoders may have one name, so the first digits of the weights' hash stand behind.
+        """
+        vocoder = f"{self.vocoder.waveform_maker}:{self.vocoder.weights_sha256:.8}"
+        listener = f"{self.listener_name}:{self.listener.weights_sha256:.8}"
+        return f"listener:{listener}|speech:{RECORDINGS if control == RECORDINGS else vocoder}"
+
+    def to_json(self) -> dict[str, str]:
+        """What made the scores, for the settings of the result."""
+        return {
+            "waveform_maker": self.vocoder.waveform_maker,
+            "vocoder_sha256": self.vocoder.weights_sha256,
+            "listener": self.listener_name,
+            "listener_sha256": self.listener.weights_sha256,
+        }
 
 
 def open_speech_tools(

@@ -24,6 +24,16 @@ _logger = logging.getLogger(__name__)
 Scorer = Callable[[Sequence[Reference], Sequence[str]], Scores]
 
 
+def check_scorer(score: Scorer, references: Sequence[Reference]) -> None:
+    """Scores one reference of each language with itself, before hours of decoding.
+
+    Raises:
+        MissingDependencyError: A package that the scores of these languages need is not installed.
+    """
+    samples = [*{reference.language: reference for reference in references}.values()]
+    score(samples, [reference.texts[0] for reference in samples])
+
+
 def score_words(task: str, reference: Reference, hypothesis: str) -> UtteranceScore | None:
     """Edits of one sample; None where the task is not scored by words."""
     if task not in ("asr", "t2s"):

@@ -15,6 +15,7 @@ from dmlm.trainer.generation_commands import checkpoint_option, decoding_options
 
 if TYPE_CHECKING:
     from dmlm.trainer.decoding import DecodingConfig
+    from dmlm.trainer.vocoder.speaking import Spoken
 
 
 @click.command("train-vocoder", short_help="Learn to turn the speech units of shards into waveforms.")
@@ -105,10 +106,17 @@ def speak(
     )
     audio_seconds = seconds = 0.0
     for spoken in speak(config, texts):
-        note = "" if spoken.is_finished else "\t(did not come to an end)"
-        click.echo(f"{spoken.path}\t{spoken.text}{note}")
+        click.echo(f"{spoken.path}\t{spoken.text}{_note(spoken)}")
         audio_seconds += spoken.duration_seconds
         seconds += spoken.seconds
     if audio_seconds:
         factor = f", real-time factor {seconds / audio_seconds:.2f}"
         click.echo(f"{audio_seconds:.1f} s of speech in {seconds:.1f} s{factor}", err=True)
+
+
+def _note(spoken: "Spoken") -> str:
+    """What a user should know of a text that was not said to its end."""
+    if spoken.is_finished:
+        return ""
+    cut = "did not come to an end" if spoken.duration_seconds else "too long for the model: nothing was said"
+    return f"\t({cut})"

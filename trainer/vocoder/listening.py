@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dmlm.pipeline.audio import SAMPLING_RATE_HZ, load_utterance
+from dmlm.pipeline.converters.checkpoints import hash_state
 from dmlm.pipeline.converters.whisper import load_whisper_weights
 from dmlm.pipeline.converters.whisper_decoder import load_whisper_decoder
 from dmlm.pipeline.devices import open_device
@@ -41,7 +42,9 @@ class Listener:
             CorruptInputError: Its weights are damaged.
         """
         self.name = name
-        self._model: Any = _open_whisper(find_whisper_weights(name)).to(open_device(device))
+        model = _open_whisper(find_whisper_weights(name))
+        self.weights_sha256 = hash_state(model.state_dict())
+        self._model: Any = model.to(open_device(device))
 
     def check_languages(self, languages: Iterable[str | None]) -> None:
         """Raises ConfigError where a language is one that this Whisper does not know."""

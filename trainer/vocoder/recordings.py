@@ -99,7 +99,7 @@ def find_utterances(directory: Path, root: Path, keys: Collection[str]) -> dict[
     if missing := sorted(wanted - found.keys()):
         raise ConfigError(
             f"{root}: {len(missing)} of {len(wanted)} recordings are not there, such as {missing[0]}; "
-            f"give the --root that {directory} was made of (or unset DMLM_DATA)"
+            f"{_remedy(directory)}"
         )
     return found
 
@@ -140,7 +140,14 @@ def _walk(directory: Path, root: Path) -> Iterator[Utterance]:
             f"{directory}: its speech came as units, without recordings that a vocoder could learn from; "
             "give --shards that `tokenize` made of recordings"
         )
-    source = open_source(settings["source"], root, settings["splits"], read_options(settings))
+    try:
+        source = open_source(settings["source"], root, settings["splits"], read_options(settings))
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {_remedy(directory)}") from error
     for item in source.iter_items(settings.get("limit")):
         if isinstance(item, Utterance):
             yield item
+
+
+def _remedy(directory: Path) -> str:
+    return f"give the --root that {directory} was made of (or unset DMLM_DATA)"

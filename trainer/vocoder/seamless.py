@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from dmlm.pipeline.converters.checkpoints import State, check_state
+from dmlm.pipeline.converters.checkpoints import State, check_state, hash_state
 from dmlm.pipeline.errors import ConfigError, CorruptInputError, FingerprintMismatchError
 from dmlm.pipeline.samples import TokenArray, Waveform
 from dmlm.pipeline.tokenizers import Fingerprint
@@ -38,7 +38,8 @@ class CodeHifiGan:
     waveform_maker: str = "seamless"
 
     def __init__(self, model: Any, language_ids: Mapping[str, int], device: torch.device) -> None:
-        """Takes transformers' `SeamlessM4TCodeHifiGan` or `…v2CodeHifiGan` with its weights."""
+        """Takes transformers' `SeamlessM4TCodeHifiGan` or `…v2CodeHifiGan` with its weights, on the CPU."""
+        self.weights_sha256 = hash_state(model.state_dict())
         self._model = model.to(device).eval().requires_grad_(False)
         self._language_ids, self._device = language_ids, device
         self.sampling_rate_hz: int = model.config.sampling_rate

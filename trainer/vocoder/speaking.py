@@ -11,8 +11,10 @@ from dmlm.pipeline.samples import Modality, Sample
 from dmlm.pipeline.text_rules import apply_text_rule
 from dmlm.pipeline.tokenizers.text import HuggingFaceTextTokenizer, load_text_tokenizer
 from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
+from dmlm.trainer.config import matches
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.generation import GREEDY, generate
+from dmlm.trainer.settings import RunSettings
 from dmlm.trainer.trained_tasks import choose_language
 from dmlm.trainer.vocoder.synthesis import open_vocoder
 from dmlm.trainer.vocoder.wav import write_wav
@@ -44,7 +46,7 @@ class Spoken:
     seconds: float
     """To make it: its share of decoding, and the vocoder's work on it."""
     is_finished: bool
-    """False: the model did not come to an end."""
+    """False: the model did not come to an end, or had no room for it and said nothing."""
 
 
 def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
@@ -66,7 +68,7 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
     vocoder = open_vocoder(config.vocoder, fingerprint, config.device)
     vocoder.check_languages([language])
     tokenizer = load_text_tokenizer(checkpoint.codebook_dir / Modality.TEXT)
-    text_rule = checkpoint.settings.datasets[0].text_rule  # of the first data set of the training
+    text_rule = spoken_text_rule(checkpoint.settings)
     samples = [_sample_of(tokenizer, text_rule, text, language) for text in texts]
     start = time.monotonic()
     outputs = {output.index: output for output in generate(checkpoint, "t2s", samples, config.decoding)}
@@ -84,6 +86,16 @@ def speak(config: SpeakConfig, texts: Sequence[str]) -> Iterator[Spoken]:
             seconds=share_seconds + time.monotonic() - start,
             is_finished=output.is_finished,
         )
+
+
+def spoken_text_rule(settings: RunSettings) -> str:
+    """Text rule of the first data set whose source the mix speaks; else of the first of the training.
+
+    A checkpoint does not tell which of its data sets held speech.
+    """
+    sources = [entry.source for entry in settings.recipe.mix if entry.task == "t2s"]
+    spoken = [dataset for dataset in settings.datasets if matches(dataset.name, sources)]
+    return (spoken or settings.datasets)[0].text_rule
 
 
 def _sample_of(

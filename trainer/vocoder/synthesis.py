@@ -14,8 +14,9 @@ from torch import Tensor
 from dmlm.pipeline.devices import open_device
 from dmlm.pipeline.errors import CorruptInputError
 from dmlm.pipeline.samples import TokenArray, Waveform
+from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.tokenizers import Fingerprint
-from dmlm.trainer.vocoder.checkpoint import Vocoder, check_units, load_vocoder
+from dmlm.trainer.vocoder.checkpoint import WEIGHTS, Vocoder, check_units, load_vocoder
 from dmlm.trainer.vocoder.mel import SAMPLING_RATE_HZ
 from dmlm.trainer.vocoder.model import count_mel_frames, draw_out, mel_positions
 from dmlm.trainer.vocoder.seamless import is_seamless_model, open_code_hifigan
@@ -39,6 +40,10 @@ class UnitVocoder(Protocol):
     def waveform_maker(self) -> str:
         """Name of what makes the waveforms, such as `hifigan:universal`."""
 
+    @property
+    def weights_sha256(self) -> str:
+        """Of the weights that belong to the units."""
+
     def check_languages(self, languages: Iterable[str | None]) -> None:
         """Raises ConfigError where a language is one that it does not speak."""
 
@@ -61,8 +66,11 @@ class TrainedVocoder:
 
     sampling_rate_hz: int = SAMPLING_RATE_HZ
 
-    def __init__(self, vocoder: Vocoder, to_waveform: MelToWaveform, device: torch.device) -> None:
-        """Takes what `load_vocoder` gave."""
+    def __init__(
+        self, vocoder: Vocoder, weights_sha256: str, to_waveform: MelToWaveform, device: torch.device
+    ) -> None:
+        """Takes what `load_vocoder` gave, and the hash of its file of weights."""
+        self.weights_sha256 = weights_sha256
         self._voice, self._num_units = vocoder.voice.to(device), vocoder.num_units
         self._to_waveform, self._device = to_waveform, device
         self.waveform_maker = GRIFFIN_LIM if to_waveform is griffin_lim else GENERATOR
@@ -116,4 +124,4 @@ def open_vocoder(directory: Path, fingerprint: Fingerprint, device: str = "auto"
         return open_code_hifigan(directory, fingerprint, place)
     vocoder = load_vocoder(directory)
     check_units(directory, vocoder.fingerprint, fingerprint)
-    return TrainedVocoder(vocoder, open_mel_to_waveform(place), place)
+    return TrainedVocoder(vocoder, sha256_file(directory / WEIGHTS), open_mel_to_waveform(place), place)

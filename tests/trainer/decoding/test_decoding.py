@@ -13,6 +13,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -79,6 +81,23 @@ def build_gpt2() -> GPT2LMHeadModel:
     ).eval()
 
 
+def build_mistral() -> MistralForCausalLM:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=NUM_TOKENS,
+        hidden_size=16,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=NUM_POSITIONS,
+        initializer_range=SPREAD,
+        sliding_window=6,
+        pad_token_id=None,
+    )
+    return MistralForCausalLM(config).eval()
+
+
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 10}
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "opt": build_opt,
@@ -86,6 +105,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama, two heads for one key": lambda: build_llama(2, attention_bias=True),
     "llama, stretched": lambda: build_llama(1, rope_parameters=YARN),
     "gpt2": build_gpt2,
+    "mistral": build_mistral,
 }
 
 
@@ -190,11 +210,19 @@ def test_ids_are_those_of_generate(
 def test_llama_and_opt_take_the_fast_way_and_others_that_of_transformers() -> None:
     constraint = CONSTRAINTS["tag"]
     kinds = {name: type(open_rows(build(), constraint, 2, 9)) for name, build in MODELS.items()}
-    assert kinds == {name: TransformersRows if name == "gpt2" else FastRows for name in MODELS}
+    others = ("gpt2", "mistral")
+    assert kinds == {name: TransformersRows if name in others else FastRows for name in MODELS}
     changing = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
     stretched = build_llama(rope_parameters=changing)
     assert isinstance(open_rows(stretched, constraint, 2, 9), TransformersRows)
     assert isinstance(open_rows(build_opt().double(), constraint, 2, 9), TransformersRows)
+
+
+def test_sliding_window_holds_as_much_of_a_short_prompt_beside_a_long_one() -> None:
+    model, constraint = build_mistral(), CONSTRAINTS["tag"]
+    prompts = [np.arange(length, dtype=np.int32) for length in (2, 3, 20)]
+    alone = [decode_plainly(model, prompt, constraint, 10) for prompt in prompts]
+    assert tokens(run(model, prompts, constraint)) == alone
 
 
 def test_random_models_end_some_outputs_before_others() -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from dmlm.cli import group, run
 from dmlm.pipeline.codebooks.building import BuildCodebookConfig, build_codebook
-from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError, MissingDependencyError
 from dmlm.pipeline.shards import iter_samples
 from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.tokenization.planning import TokenizeConfig
@@ -17,7 +18,7 @@ from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.checkpoint import load_checkpoint, resolve_checkpoint
 from dmlm.trainer.decoding import DecodingConfig
 from dmlm.trainer.decoding.transcription import text_of_units
-from dmlm.trainer.scoring import score_utterance, score_utterances
+from dmlm.trainer.scoring import score_utterance, score_utterances, wer
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, EvaluationReport, evaluate
 from dmlm.trainer.scoring.evaluation_report import default_out_path
 from dmlm.trainer.settings import read_settings
@@ -356,6 +357,9 @@ def test_recordings_that_are_not_at_the_root_are_missed_before_anything_is_decod
     spoken = replace(config, task="t2s", vocoder=tmp_path / "none", root=tmp_path)
     with pytest.raises(ConfigError, match=r"such as 1-11-0001; .*unset DMLM_DATA"):
         evaluate(spoken)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match=r"librispeech: expected .*; .*unset DMLM_DATA"):
+        evaluate(replace(spoken, root=tmp_path / "none"))
 
 
 def test_options_that_are_not_given_are_as_the_configs_have_them() -> None:
@@ -377,3 +381,14 @@ def test_damaged_checkpoint_is_refused(config: EvaluateConfig, spoken_run, tmp_p
     with pytest.raises(Exception, match=r"model\.safetensors is damaged") as caught:
         evaluate(replace(config, checkpoint=run))
     assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("package", ["jiwer", "whisper.normalizers"])
+def test_package_of_a_score_is_missed_before_anything_is_decoded(
+    config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setattr("dmlm.trainer.scoring.evaluation.generate", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    wer._english_normaliser.cache_clear()
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        evaluate(config)

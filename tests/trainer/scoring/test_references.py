@@ -9,7 +9,7 @@ import pytest
 from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, open_shard
 from dmlm.trainer.config import Recipe, recipe_from_json
-from dmlm.trainer.scoring.references import ScoredShard, choose_splits, words_of
+from dmlm.trainer.scoring.references import ScoredShard, choose_splits, read_references, words_of
 
 Open = Callable[..., list[ScoredShard]]
 RECIPE: Recipe = recipe_from_json({"name": "x", "num_steps": 1, "mix": [{"task": "asr", "weight": 1}]})
@@ -71,6 +71,26 @@ def test_a_split_without_samples_of_the_task_is_no_choice(open_splits: Open) -> 
 
 def test_shards_without_the_task_name_all_that_there_is(open_splits: Open) -> None:
     assert choose_splits(open_splits(pictures=("test",)), None, "asr", RECIPE) == ["test"]
+
+
+def test_an_image_with_captions_in_two_languages_is_asked_for_each(
+    token_shards: Path, write_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    picture = next(sample for sample in iter_samples(token_shards) if sample.key == "caption-000")
+    captions = [("en", "a cat"), ("de", "eine Katze"), ("en", "a red cat")]
+    samples = [
+        replace(picture, key=f"{number}", image_id="1", language=language, text=text)
+        for number, (language, text) in enumerate(captions)
+    ]
+    directory = write_shards(tmp_path / "shards", samples)
+    shards = [
+        ScoredShard(reader=open_shard(directory, record.name), text_rule="toy", dataset_sha256="")
+        for record in load_dataset_card(directory).shards
+    ]
+    found = [(r.language, r.texts) for r in read_references(shards, [picture.split], "i2t")]
+    assert found == [("en", ("a cat", "a red cat")), ("de", ("eine Katze",))]
+    first = read_references(shards, [picture.split], "i2t", limit=1)
+    assert [reference.language for reference in first] == ["en"]
 
 
 @pytest.mark.parametrize(

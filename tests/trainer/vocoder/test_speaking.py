@@ -1,6 +1,7 @@
 """Whisper hears the recordings; `speak` writes what a trained model says, and `evaluate` scores it."""
 
 import json
+import shutil
 import wave
 import weakref
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ from dmlm.trainer.loop import train
 from dmlm.trainer.scoring.evaluation import EvaluateConfig, evaluate
 from dmlm.trainer.scoring.references import open_matching_shards, read_references
 from dmlm.trainer.scoring.speech_evaluation import open_speech_tools
+from dmlm.trainer.settings import read_settings
 from dmlm.trainer.vocoder import speaking, waveforms
+from dmlm.trainer.vocoder.checkpoint import load_vocoder, save_vocoder
 from dmlm.trainer.vocoder.config import TrainVocoderConfig, VocoderRecipe
 from dmlm.trainer.vocoder.listening import (
     BATCH_SIZE,
@@ -36,6 +39,7 @@ from dmlm.trainer.vocoder.listening import (
 )
 from dmlm.trainer.vocoder.model import VoiceShape
 from dmlm.trainer.vocoder.recordings import find_utterances
+from dmlm.trainer.vocoder.speaking import spoken_text_rule
 from dmlm.trainer.vocoder.synthesis import open_vocoder
 from dmlm.trainer.vocoder.training import train_vocoder
 
@@ -188,6 +192,8 @@ def test_speak_writes_a_wav_file_for_each_text(
         with wave.open(str(path)) as file:
             assert (file.getframerate(), file.getsampwidth()) == (22_050, 2)
     assert "s of speech in" in shown.err
+    assert run(["speak", *arguments, "--out", str(tmp_path), "a" * 2000]) == 0
+    assert "a\t(too long for the model: nothing was said)\n" in capsys.readouterr().out
     assert run(["speak", *arguments, "--out", str(tmp_path), "   "]) == 2
     assert "nothing to say" in capsys.readouterr().err
     assert run(["speak", *arguments, "--out", str(path), "a"]) == 2
@@ -195,7 +201,7 @@ def test_speak_writes_a_wav_file_for_each_text(
 
 
 def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings(
-    vocoder_dir: Path, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vocoder_dir: Path, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
     monkeypatch.setattr(waveforms, "find_packaged", lambda entry: None)
     monkeypatch.setenv("DMLM_DATA", str(spoken_run.root))
@@ -206,6 +212,7 @@ def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings
     data = ["--checkpoint", str(spoken_run.run), "--shards", str(spoken_run.shards), "--key", "1-11-000[02]"]
     tools = ["--vocoder", str(vocoder_dir), "--device", "cpu", "--out", str(out_path)]
     assert run(["evaluate", "--task", "t2s", *data, *tools]) == 0
+    assert "was not trained on t2s (en), which is scored all the same, but on asr (en)" in caplog.text
     written = out_path.read_text()
     result = json.loads(written)
     assert set(result["controls"]) == {"true units", "recordings"}
@@ -214,10 +221,13 @@ def test_speech_is_scored_by_what_whisper_hears_beside_true_units_and_recordings
     names = [settings[name] for name in ("vocoder", "waveform_maker", "listener", "root")]
     assert names == ["voice", "griffin-lim", "whisper:tiny.en", spoken_run.root.name]
     assert str(spoken_run.root) not in written
+    card = json.loads((vocoder_dir / "vocoder.json").read_bytes())
+    assert settings["vocoder_sha256"] == card["weights_sha256"]
+    heard_by = f"|listener:whisper:tiny.en:{settings['listener_sha256']:.8}"
     signature = result["metrics"]["wer_raw_signature"]
-    assert signature.endswith("|listener:whisper:tiny.en|speech:griffin-lim")
+    assert signature.endswith(f"{heard_by}|speech:griffin-lim:{card['weights_sha256']:.8}")
     assert result["controls"]["true units"]["wer_raw_signature"] == signature
-    assert result["controls"]["recordings"]["wer_raw_signature"].endswith("tiny.en|speech:recordings")
+    assert result["controls"]["recordings"]["wer_raw_signature"].endswith(f"{heard_by}|speech:recordings")
     lines = [json.loads(line) for line in Path(f"{out_path}.samples.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == ["1-11-0000", "1-11-0002"]
     assert "home" in lines[0]["recordings"].lower()
@@ -271,3 +281,36 @@ def write_lines(path: Path, recordings: list[Path]) -> None:
         for number, recording in enumerate(recordings)
     ]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_scores_of_another_vocoder_of_the_same_name_are_not_written_over(
+    vocoder_dir: Path, spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(resolve_checkpoint(spoken_run.run), tmp_path / "model")
+    config = EvaluateConfig(
+        checkpoint=tmp_path / "model",
+        shards=(spoken_run.shards,),
+        task="t2s",
+        vocoder=vocoder_dir,
+        limit=1,
+        device="cpu",
+    )
+    evaluate(config)
+    other = tmp_path / vocoder_dir.name
+    vocoder = load_vocoder(vocoder_dir)
+    vocoder.voice.to_mel.bias.data += 1
+    other.mkdir()
+    save_vocoder(other, vocoder)
+    monkeypatch.setattr("dmlm.trainer.scoring.evaluation.generate", None)
+    with pytest.raises(ConfigError, match="holds scores with vocoder_sha256"):
+        evaluate(replace(config, vocoder=other))
+
+
+def test_texts_go_through_the_rule_of_a_data_set_that_was_spoken(spoken_run) -> None:
+    _, settings = read_settings(resolve_checkpoint(spoken_run.run))
+    pictures = replace(settings.datasets[0], name="coco", text_rule="nfc")
+    both = replace(settings, datasets=(pictures, *settings.datasets))
+    rules = {"librispeech": "lower", "l*": "lower", "*": "nfc", "covost": "nfc"}
+    for source, rule in rules.items():
+        mix = (MixEntry(task="i2t", weight=1.0), MixEntry(task="t2s", weight=1.0, source=source))
+        assert spoken_text_rule(replace(both, recipe=replace(both.recipe, mix=mix))) == rule
