@@ -21,7 +21,7 @@ from dmlm.pipeline.shards.card import (
 )
 from dmlm.pipeline.shards.index import ShardFooter, audio_seconds_in, build_index, read_index, write_index
 from dmlm.pipeline.shards.verifying import check_sha256, verify_dataset, walk_rows
-from dmlm.pipeline.storage import sha256_file, write_bytes
+from dmlm.pipeline.storage import has_sha256, sha256_file, write_bytes
 from dmlm.pipeline.vocabulary import Vocabulary
 
 
@@ -61,11 +61,14 @@ def rebuild_indexes(directory: Path) -> RebuildReport:
 
 
 def _whole_footer(directory: Path, record: ShardRecord) -> ShardFooter | None:
-    """Footer of an index; None when its file is not what the card says."""
+    """Footer of an index; None when its file is not what the card says, or cannot be read."""
     path = directory / f"{record.name}.parquet"
-    if not path.is_file() or sha256_file(path) != record.index_sha256:
+    if not has_sha256(path, record.index_sha256):
         return None
-    return read_index(path, columns=[])[1]
+    try:
+        return read_index(path, columns=[])[1]
+    except ShardCorruptError:
+        return None
 
 
 def _entries_left(directory: Path, footers: Iterable[ShardFooter | None]) -> list[LedgerEntry]:
