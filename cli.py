@@ -36,6 +36,8 @@ COMMANDS = {
 }
 """Every command, in the order of the work; imported only when it is asked for."""
 
+_KEEPING = {"sample", "tokenize", "train", "demo"}
+"""Commands that go on from what is finished; `train` says itself when that takes --resume."""
 _OF_DISKS = {
     errno.ENOSPC: "free space and run the same command again",
     errno.EDQUOT: "free space, or have the quota raised, and run the same command again",
@@ -82,7 +84,7 @@ def group() -> None:
     Exit codes: 0 ok, 2 usage, 3 too many bad samples, 4 storage, 5 corrupt input, 6 training not finite,
     130 interrupted (train saves first), or another process of the run was lost (nothing new is saved;
     the last checkpoint and finished shards are kept). After 130 run the same command again, train with
-    --resume: what is finished is kept.
+    --resume: sample, tokenize, train and demo keep what is finished, the others begin anew.
     """
 
 
@@ -105,8 +107,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort) as error:
         # click puts an Abort without words in the place of a KeyboardInterrupt that may have some.
-        reason = str(error.__cause__ or error) or "interrupted; run the same command again to go on"
-        return _fail(reason, ExitCode.INTERRUPTED)
+        words = str(error.__cause__ or error)
+        name = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        return _fail(words or _describe_interruption(name), ExitCode.INTERRUPTED)
     except OSError as error:
         if error.errno in _OF_DISKS:
             return _fail(f"storage: {error}; {_OF_DISKS[error.errno]}", ExitCode.STORAGE)
@@ -132,6 +135,11 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _describe_interruption(command: str) -> str:
+    how = " to go on" if command in _KEEPING else ": it begins anew"
+    return f"interrupted; run the same command again{how}"
 
 
 def _fail(message: str, code: ExitCode) -> int:

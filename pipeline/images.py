@@ -45,7 +45,9 @@ def load_image(path: Path) -> Pixels:
     try:
         return _decode(path)
     except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).replace(str(path), "").split()) or type(error).__name__
+        reason = (
+            " ".join(str(error).replace(f" {str(path)!r}", "").split()).rstrip(":") or type(error).__name__
+        )
         raise ImageError(f"{path}: cannot be decoded ({reason})") from error
 
 

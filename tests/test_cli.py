@@ -351,19 +351,23 @@ def test_an_error_that_no_path_explains_stays_what_it_is(
 
 
 @pytest.mark.parametrize(
-    ("words", "shown"),
-    [("stopped and saved; go on with --resume", "go on with --resume"), ("", "run the same command again")],
+    ("name", "words", "shown"),
+    [
+        ("train", "stopped and saved; go on with --resume", "stopped and saved; go on with --resume"),
+        ("train", "", "interrupted; run the same command again to go on"),
+        ("evaluate", "", "interrupted; run the same command again: it begins anew"),
+    ],
 )
 def test_an_interrupted_command_says_how_to_go_on(
-    words: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, words: str, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @click.command()
-    def train() -> None:
+    def command() -> None:
         raise KeyboardInterrupt(words)
 
-    monkeypatch.setattr(group, "get_command", lambda context, name: train)
-    assert run(["train"]) == 130
-    assert shown in capsys.readouterr().err
+    monkeypatch.setattr(group, "get_command", lambda context, name: command)
+    assert run([name]) == 130
+    assert capsys.readouterr().err.strip() == f"dmlm-cli: error: {shown}"
 
 
 def test_a_lost_process_ends_as_an_interruption_and_help_says_what_is_kept(

@@ -150,11 +150,16 @@ def _lost_ranks_named(rank: int) -> Iterator[None]:
         # Gloo has no class of its own for this.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        reason = str(error).strip().splitlines()[-1].split(". ")[0]
         raise RankError(
-            f"rank {rank}: another rank ended or does not answer ({reason}); "
+            f"rank {rank}: another rank ended or does not answer ({_what_was_lost(error)}); "
             "look at its output, then go on with --resume"
         ) from error
+
+
+def _what_was_lost(error: RuntimeError) -> str:
+    """First sentence of the last line, without the frames of Python that follow where a hook met the loss."""
+    text, _, _ = str(error).partition("\n\nAt:\n")
+    return text.strip().splitlines()[-1].split(". ")[0].rpartition("RuntimeError: ")[2]
 
 
 def spread(model: PackedModel, ranks: Ranks, parallel: Literal["ddp", "fsdp2"]) -> nn.Module:

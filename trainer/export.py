@@ -80,7 +80,7 @@ def _write_files(checkpoint: Checkpoint, directory: Path) -> None:
 
 
 def _write_generation_config(checkpoint: Checkpoint, directory: Path) -> None:
-    """Greedy, up to the model's last position; nothing is left of how the pretrained LLM liked to chat."""
+    """Greedy, as far as the caller says; nothing is left of how the pretrained LLM liked to chat."""
     from transformers import GenerationConfig
 
     vocabulary = checkpoint.vocabulary
@@ -88,6 +88,5 @@ def _write_generation_config(checkpoint: Checkpoint, directory: Path) -> None:
         bos_token_id=vocabulary.bos_id,
         eos_token_id=vocabulary.eos_id,
         pad_token_id=vocabulary.eos_id,
-        max_length=checkpoint.model.config.max_position_embeddings,
         do_sample=False,
     ).save_pretrained(directory)

@@ -16,6 +16,7 @@ from dmlm.pipeline.codebooks.codebook import Codebook, FitStatistics, Vectors
 from dmlm.pipeline.errors import ConfigError, NotFiniteError
 from dmlm.pipeline.randomness import generator_for
 from dmlm.pipeline.tokenizers import Fingerprint
+from dmlm.pipeline.tokenizers.patch import ENCODER as PATCH
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +66,10 @@ def fit_codebook(
     fit = _fit_stream if mode is FitMode.STREAM else _fit_sample
     sample, centroids_KD = fit(_finite(vectors, encoder), num_clusters, rng, device, search)
     if centroids_KD is None:
+        option = "--image-clusters" if encoder == PATCH else "--clusters"
         raise ConfigError(
             f"{sample.num_seen} vectors of {encoder} are too few for {num_clusters} clusters;"
-            " give more data or ask for fewer clusters"
+            f" give more data or ask for fewer clusters with {option}"
         )
     return Codebook(
         centroids_KD=centroids_KD.cpu().numpy(),

@@ -156,6 +156,8 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> tuple[pa.Tab
     Raises:
         ShardCorruptError: It is missing, damaged, or not an index that this version writes.
     """
+    if not path.is_file():
+        raise ShardCorruptError(f"{path}: missing; {advise_repair(path)}")
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             schema = file.schema_arrow
@@ -170,5 +172,12 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> tuple[pa.Tab
                 raise ShardCorruptError(f"{num_bytes} bytes, too many for a tar of {footer.tar_bytes}")
             table = file.read(columns, use_threads=False)
     except (OSError, KeyError, ValueError, RecursionError, pa.ArrowException, CorruptInputError) as error:
-        raise ShardCorruptError(f"{path.name}: not an index of dmlm: {error}") from error
+        raise ShardCorruptError(f"{path}: not an index of dmlm: {error}; {advise_repair(path)}") from error
     return table, footer
+
+
+def advise_repair(path: Path) -> str:
+    """What to do about a lost or damaged index: beside its tar, neither corpus nor encoder is needed."""
+    if path.with_suffix(".tar").is_file():
+        return f"run `dmlm-cli index --shards {path.parent}`, which writes it again from its tar"
+    return "rerun `dmlm-cli tokenize`"

@@ -88,11 +88,14 @@ def _make_lost(directory: Path, card: DatasetCard, whole: Sequence[ShardFooter |
 
 
 def _whole_footer(directory: Path, record: ShardRecord) -> ShardFooter | None:
-    """Footer of an index; None when its file is not what the card says."""
+    """Footer of an index; None when its file is not what the card says, or cannot be read."""
     path = directory / f"{record.name}.parquet"
-    if not path.is_file() or sha256_file(path) != record.index_sha256:
+    if not has_sha256(path, record.index_sha256):
         return None
-    return read_index(path, columns=[])[1]
+    try:
+        return read_index(path, columns=[])[1]
+    except ShardCorruptError:
+        return None
 
 
 def _entries_left(directory: Path, footers: Iterable[ShardFooter | None]) -> list[LedgerEntry]:

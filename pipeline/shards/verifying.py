@@ -19,6 +19,7 @@ from dmlm.pipeline.shards.card import (
 from dmlm.pipeline.shards.format import TokenCounts, check_sample_ids, count_ids, decode_sample
 from dmlm.pipeline.shards.index import (
     ShardFooter,
+    advise_repair,
     build_index,
     index_row,
     num_tokens_in_index,
@@ -135,7 +136,8 @@ def _check_no_strays(directory: Path, card: DatasetCard) -> None:
     expected = {f"{record.name}{suffix}" for record in card.shards for suffix in (".tar", ".parquet")}
     found = {path.name for path in directory.iterdir() if path.suffix in (".tar", ".parquet")}
     if missing := sorted(expected - found):
-        raise ShardCorruptError(f"{directory}: {missing[0]} is missing ({len(missing)} in all); {_ADVICE}")
+        advice = _advise(directory / missing[0])
+        raise ShardCorruptError(f"{directory}: {missing[0]} is missing ({len(missing)} in all); {advice}")
     if strays := sorted(found - expected):
         raise ShardCorruptError(
             f"{directory}: {strays[0]} is not in {CARD_NAME} ({len(strays)} in all); remove it"
@@ -145,11 +147,15 @@ def _check_no_strays(directory: Path, card: DatasetCard) -> None:
 def check_sha256(path: Path, expected: str) -> None:
     """Raises ShardCorruptError, naming both sums, unless a file is there and is the one expected."""
     if not path.is_file():
-        raise ShardCorruptError(f"{path.name}: missing; {_ADVICE}")
+        raise ShardCorruptError(f"{path.name}: missing; {_advise(path)}")
     if (found := sha256_file(path)) != expected:
         raise ShardCorruptError(
-            f"{path.name}: sha256 mismatch (expected {expected[:12]}…, got {found[:12]}…); {_ADVICE}"
+            f"{path.name}: sha256 mismatch (expected {expected[:12]}…, got {found[:12]}…); {_advise(path)}"
         )
+
+
+def _advise(path: Path) -> str:
+    return advise_repair(path) if path.suffix == ".parquet" else _ADVICE
 
 
 def _check_equal(where: str, what: str, expected: object, found: object) -> None:

@@ -77,15 +77,15 @@ def _group_captions(items: Iterable[SourceItem]) -> Iterator[list[SourceItem]]:
 
 
 def _refuse_second_keys(items: Iterable[SourceItem]) -> Iterator[SourceItem]:
-    seen: set[str] = set()
+    splits: dict[str, str] = {}
     for item in items:
         if isinstance(item, Skipped):
             yield item
-        elif item.key in seen:
-            reason = "another item has the same key"
+        elif item.key in splits:
+            reason = f"an item of {item.split} whose key is already that of an item of {splits[item.key]}"
             yield Broken(key=item.key, source=item.source, split=item.split, reason=reason)
         else:
-            seen.add(item.key)
+            splits[item.key] = item.split
             yield item
 
 

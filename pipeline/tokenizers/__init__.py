@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from dmlm.pipeline.samples import Pixels, TokenArray, Waveform
+from dmlm.pipeline.errors import FingerprintMismatchError
+from dmlm.pipeline.samples import Modality, Pixels, TokenArray, Waveform
 
 Fingerprint = Mapping[str, str | int | float | bool | None]
 
@@ -20,6 +21,40 @@ UNITS_PER_SECOND: Final = 50
 def first_difference(one: Fingerprint, other: Fingerprint) -> str | None:
     """Name of the first part, by the alphabet, in which two fingerprints differ; None where none does."""
     return next((name for name in sorted({*one, *other}) if one.get(name) != other.get(name)), None)
+
+
+def check_same_tokens(
+    modality: Modality, one: tuple[Path, Fingerprint], other: tuple[Path, Fingerprint]
+) -> None:
+    """Checks that two data sets, each its folder and its fingerprint of `modality`, fit together.
+
+    Raises:
+        FingerprintMismatchError: They do not; the message names both and says what would make them fit.
+    """
+    (here, ours), (there, theirs) = one, other
+    name = first_difference(ours, theirs)
+    if name is None:
+        return
+    advice = "run `dmlm-cli tokenize` on both with one --codebook"
+    if _came_as_units(ours) and _came_as_units(theirs):
+        advice = (
+            "these units were made elsewhere: if both are of one codebook, run `dmlm-cli tokenize` on both "
+            "with the same --units-name and --num-units"
+        )
+    elif _came_as_units(ours) or _came_as_units(theirs):
+        units, others = (here, there) if _came_as_units(ours) else (there, here)
+        raise FingerprintMismatchError(
+            f"{modality} tokens differ: those of {units} were made elsewhere, and those of {others} by dmlm; "
+            "use one of them"
+        )
+    raise FingerprintMismatchError(
+        f"{modality} tokens differ: {name} is {ours.get(name)} in {here} and {theirs.get(name)} in {there}; "
+        f"{advice}"
+    )
+
+
+def _came_as_units(fingerprint: Fingerprint) -> bool:
+    return fingerprint.get("tokenizer") == "units"
 
 
 class SpeechTokenizer(Protocol):

@@ -80,7 +80,10 @@ def cut_jpeg(path):
 BROKEN = {
     "missing": (lambda path: None, "no such file"),
     "empty": (lambda path: path.touch(), "cannot be decoded"),
-    "no image": (lambda path: path.write_bytes(b"this is no image"), "cannot be decoded"),
+    "no image": (
+        lambda path: path.write_bytes(b"this is no image"),
+        r"a\.jpg: cannot be decoded \(cannot identify image file\)$",
+    ),
     "cut off": (cut_jpeg, "(?i)truncated"),
     "pillow's warning": (lambda path: path.write_bytes(png_header(9_500, 9_500)), "limit 89478485"),
     "pillow's error": (lambda path: path.write_bytes(png_header(65_000, 65_000)), "exceeds limit"),

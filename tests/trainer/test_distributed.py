@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -280,6 +281,34 @@ def test_ranks_that_cannot_meet_say_where(monkeypatch: pytest.MonkeyPatch) -> No
         )
         with pytest.raises(RankError, match=message), join_ranks(os.environ, "cpu"):
             pass
+
+
+CLOSED = (
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:52951"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{CLOSED}. This is typically caused by a remote worker crashing. GLHF!",
+        f"Got the following error when running the callback: RuntimeError: {CLOSED}. This is typically "
+        "caused by a remote worker crashing. GLHF!\n\nAt:\n  /a/trainer/distributed.py(189): <lambda>\n",
+    ],
+    ids=["plain", "met in a hook of the gradients"],
+)
+def test_a_lost_rank_is_reported_without_frames_of_the_code(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | where).items():
+        monkeypatch.setenv(name, value)
+    message = f"another rank ended or does not answer ({CLOSED}); look at its output"
+    with pytest.raises(RankError, match=re.escape(message)), join_ranks(os.environ, "cpu"):
+        raise RuntimeError(text)
 
 
 def test_torchrun_runs_the_command(token_shards: Path, tmp_path: Path) -> None:

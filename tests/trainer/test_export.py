@@ -1,6 +1,7 @@
 """An exported model in stock transformers: same ids, same tokens out, nothing unsafe inside."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -160,6 +161,19 @@ def generate(model: PreTrainedModel, prompt: TokenArray, mask: ModalityMask) -> 
         max_new_tokens=NUM_NEW,
     )
     return output_BT[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)
+def test_stock_generation_warns_of_nothing(
+    checkpoint: Checkpoint, stock: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        generate(stock, prompt_of(checkpoint, "asr"), ModalityMask(checkpoint.vocabulary, "asr"))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("checkpoint", ["scratch"], indirect=True)

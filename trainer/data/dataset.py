@@ -16,14 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dmlm.pipeline.errors import ConfigError, FingerprintMismatchError
+from dmlm.pipeline.errors import ConfigError
 from dmlm.pipeline.samples import Modality
 from dmlm.pipeline.shards import DatasetCard, load_dataset_card, open_shard
 from dmlm.pipeline.shards.card import CODEBOOK_NAME
 from dmlm.pipeline.shards.format import TOKEN_MEMBERS
 from dmlm.pipeline.shards.token_table import ShardTokens, TokenTable
 from dmlm.pipeline.storage import sha256_json
-from dmlm.pipeline.tokenizers import Fingerprint, first_difference
+from dmlm.pipeline.tokenizers import Fingerprint, check_same_tokens
 from dmlm.pipeline.vocabulary import Vocabulary
 
 COLUMNS: Final = (
@@ -192,13 +192,8 @@ def _owners(directories: Sequence[Path], cards: Sequence[DatasetCard]) -> dict[M
     for number, card in enumerate(cards):
         for modality, fingerprint in card.fingerprints.items():
             owner = owners.setdefault(modality, number)
-            theirs = cards[owner].fingerprints[modality]
-            if name := first_difference(theirs, fingerprint):
-                raise FingerprintMismatchError(
-                    f"{modality} tokens differ: {name} is {theirs.get(name)} in {directories[owner]} and "
-                    f"{fingerprint.get(name)} in {directories[number]}; run `dmlm-cli tokenize` on both "
-                    "with one --codebook"
-                )
+            first = (directories[owner], cards[owner].fingerprints[modality])
+            check_same_tokens(modality, first, (directories[number], fingerprint))
     return owners
 
 

@@ -179,13 +179,15 @@ def score_table(rows: Mapping[str, Scores]) -> str:
     """Scores side by side, with the intervals of each."""
     names = list(next(iter(rows.values())).values)
     width = max(map(len, rows))
-    head = f"{'':{width}}  samples" + "".join(f"{TITLES[name]:>24}" for name in names)
-    lines = [
-        f"{title:{width}}  {scores.num_samples:7}"
-        + "".join(f"{describe_score(scores, name):>24}" for name in names)
-        for title, scores in rows.items()
-    ]
-    return "\n".join([head, *lines])
+    table = [[TITLES[name] for name in names]]
+    table += [[describe_score(scores, name) for name in names] for scores in rows.values()]
+    starts = [f"{'':{width}}  samples"]
+    starts += [f"{title:{width}}  {scores.num_samples:7}" for title, scores in rows.items()]
+    column = max(24, 2 + max(len(cell) for cells in table for cell in cells))
+    return "\n".join(
+        start + "".join(f"{cell:>{column}}" for cell in cells)
+        for start, cells in zip(starts, table, strict=True)
+    )
 
 
 def describe_score(scores: Scores, name: str) -> str:

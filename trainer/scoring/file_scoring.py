@@ -138,8 +138,13 @@ def _read_language(name: str) -> str:
 def _read_samples(config: ScoreConfig) -> list[_Sample]:
     paths = (*config.reference_paths, config.hypothesis_path)
     files = [_read_lines(path) for path in paths]
-    has_keys = any("\t" in line for lines in files for line in lines)
-    return list((_join_keys if has_keys else _join_places)(paths, files))
+    keyed = [path for path, lines in zip(paths, files, strict=True) if any("\t" in line for line in lines)]
+    if not keyed:
+        return list(_join_places(paths, files))
+    for path, lines in zip(paths, files, strict=True):
+        if lines and path not in keyed:
+            raise ConfigError(f"{keyed[0]} has lines of key<TAB>text and {path} has none; give both keys")
+    return list(_join_keys(paths, files))
 
 
 def _join_places(paths: Sequence[Path], files: Sequence[list[str]]) -> Iterator[_Sample]:

@@ -14,7 +14,7 @@ from dmlm.pipeline.shards import ShardReader, load_dataset_card, open_shard
 from dmlm.pipeline.sources import open_source, units
 from dmlm.pipeline.sources.interface import read_options
 from dmlm.pipeline.storage import sha256_json
-from dmlm.pipeline.tokenizers import UNITS_PER_SECOND, Fingerprint, first_difference
+from dmlm.pipeline.tokenizers import UNITS_PER_SECOND, Fingerprint, check_same_tokens
 from dmlm.trainer.config import matches
 from dmlm.trainer.data.dataset import check_distinct
 
@@ -44,15 +44,10 @@ def common_fingerprint(shard_dirs: Sequence[Path]) -> tuple[Fingerprint, int]:
     check_distinct(shard_dirs, [sha256_json(cards[directory].to_json()) for directory in shard_dirs])
     if silent := [place for place, card in cards.items() if Modality.SPEECH not in card.fingerprints]:
         raise ConfigError(f"{silent[0]}: holds no speech")
-    marks = {directory: card.fingerprints[Modality.SPEECH] for directory, card in cards.items()}
-    (first, fingerprint), *others = marks.items()
-    for directory, mark in others:
-        if name := first_difference(fingerprint, mark):
-            raise FingerprintMismatchError(
-                f"speech tokens differ: {name} is {fingerprint.get(name)} in {first} and {mark.get(name)} in "
-                f"{directory}; run `dmlm-cli tokenize` on both with one --codebook"
-            )
-    return fingerprint, max(card.vocabulary.num_speech for card in cards.values())
+    first, *others = ((directory, card.fingerprints[Modality.SPEECH]) for directory, card in cards.items())
+    for other in others:
+        check_same_tokens(Modality.SPEECH, first, other)
+    return first[1], max(card.vocabulary.num_speech for card in cards.values())
 
 
 def draw_rows(

@@ -23,7 +23,7 @@ from dmlm.pipeline.tokenizers.text import load_text_tokenizer
 from dmlm.pipeline.vocabulary import Vocabulary
 from dmlm.trainer.config import Recipe, ValidationConfig
 from dmlm.trainer.data.dataset import TrainingData
-from dmlm.trainer.data.mix import Group
+from dmlm.trainer.data.mix import Group, task_shares
 from dmlm.trainer.data.tasks import MODALITIES
 from dmlm.trainer.decoding import DecodingConfig, constraint_of, decode
 from dmlm.trainer.distributed import Ranks, whole_model
@@ -105,12 +105,15 @@ class Validator:
         sets: Sequence[TaskValidationSet],
         recipe: Recipe,
         *,
+        unseen_tasks: Sequence[str],
         vocabulary: Vocabulary,
         text_tokenizer: TextTokenizer,
         products: torch.dtype,
         ranks: Ranks,
     ) -> None:
         self.sets, self.set_sha256 = sets, sha256_of(sets)
+        self.unseen_tasks = unseen_tasks
+        """Tasks that are trained and of which nothing is held out."""
         self.history = History()
         """May be set to go on from there."""
         self._recipe, self._products, self._ranks = recipe, products, ranks
@@ -253,9 +256,11 @@ def open_validator(
     sets = build_validation_set(data, recipe, groups)
     if not sets:
         return None
+    seen = {task_set.task.name for task_set in sets}
     return Validator(
         sets,
         recipe,
+        unseen_tasks=[task for task in task_shares(groups) if task not in seen],
         vocabulary=data.vocabulary,
         text_tokenizer=load_text_tokenizer(data.codebook_dirs[Modality.TEXT]),
         products=products,
@@ -273,4 +278,7 @@ def describe_validator(validator: Validator | None, config: ValidationConfig) ->
             f"no validation: no sample of what is trained is in a split that is held out and matches {splits}"
         )
     held_out = ", ".join(f"{s.task.name} {s.num_sequences}" for s in validator.sets)
-    return f"validation every {config.every_steps} steps on held-out sequences: {held_out}"
+    shown = f"validation every {config.every_steps} steps on held-out sequences: {held_out}"
+    if unseen := ", ".join(validator.unseen_tasks):
+        shown += f"; none of {unseen}, without which the best checkpoint is chosen"
+    return shown

@@ -163,7 +163,7 @@ def test_more_clusters_than_distinct_vectors_leave_no_centroid_undefined() -> No
 
 @pytest.mark.parametrize("mode", FitMode)
 def test_too_few_vectors_are_a_config_error_with_both_numbers(mode: FitMode) -> None:
-    with pytest.raises(ConfigError, match="10 vectors of test are too few for 11 clusters"):
+    with pytest.raises(ConfigError, match=r"10 vectors of test are too few for 11 clusters; .* --clusters"):
         fit(num_clusters=11, num_arrays=1, mode=mode)
     with pytest.raises(ConfigError, match="0 vectors"):
         fit(num_arrays=0, mode=mode)

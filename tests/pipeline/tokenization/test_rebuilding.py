@@ -9,8 +9,16 @@ import pytest
 
 from dmlm.cli import run
 from dmlm.pipeline.errors import ExitCode, ShardCorruptError
-from dmlm.pipeline.shards import load_dataset_card, rebuilding, verify_dataset
+from dmlm.pipeline.shards import (
+    load_dataset_card,
+    open_shard,
+    rebuilding,
+    verify_dataset,
+    write_dataset_card,
+)
+from dmlm.pipeline.shards.index import read_index, write_index
 from dmlm.pipeline.shards.rebuilding import rebuild_indexes
+from dmlm.pipeline.storage import sha256_file
 from dmlm.pipeline.tokenization.planning import TokenizeConfig
 from dmlm.pipeline.tokenization.running import tokenize
 
@@ -69,6 +77,37 @@ def test_shards_whose_ledgers_index_put_into_one_are_made_again(
     report = tokenize(settings(root, dataset, "coco"))
     assert (report.num_in, report.num_quarantined) == (12, 3)
     assert content(dataset) == before
+
+
+def test_an_index_that_cannot_be_read_is_lost_even_where_the_card_vouches_for_it(dataset: Path) -> None:
+    path = index_paths(dataset)[1]
+    table, footer = read_index(path)
+    write_index(path, table.drop_columns(["split"]), footer)
+    card = load_dataset_card(dataset)
+    shards = [replace(r, index_sha256=sha256_file(dataset / f"{r.name}.parquet")) for r in card.shards]
+    write_dataset_card(dataset, replace(card, shards=tuple(shards)))
+    assert rebuild_indexes(dataset).num_rebuilt == 1
+    assert read_index(path)[0].equals(table)
+
+
+@pytest.mark.parametrize("size", [None, 0, -9], ids=["missing", "empty", "cut"])
+def test_who_meets_a_lost_index_names_the_command_that_writes_it_again(
+    dataset: Path, size: int | None
+) -> None:
+    path = index_paths(dataset)[1]
+    data = path.read_bytes()
+    path.unlink()
+    if size is not None:
+        path.write_bytes(data[:size])
+    for read in (verify_dataset, lambda directory: open_shard(directory, path.stem)):
+        with pytest.raises(
+            ShardCorruptError, match=rf"{path.name}.*; run `dmlm-cli index --shards {dataset}`"
+        ):
+            read(dataset)
+    path.with_suffix(".tar").unlink()  # there is nothing to write it from
+    for read in (verify_dataset, lambda directory: open_shard(directory, path.stem)):
+        with pytest.raises(ShardCorruptError, match="rerun `dmlm-cli tokenize`"):
+            read(dataset)
 
 
 def test_a_whole_data_set_stays_as_it_is(dataset: Path, content: Content) -> None:

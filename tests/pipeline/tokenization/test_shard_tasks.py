@@ -1,5 +1,6 @@
 """The plan: every item in exactly one shard, in order, and a shard is known by what it is made from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -60,9 +61,13 @@ def test_many_skipped_items_fill_a_shard() -> None:
     assert len(task.items) == len(skipped) + 2
 
 
-def test_second_item_of_a_key_is_broken() -> None:
-    (task,) = plan_shards("x", [utterance("a"), utterance("b"), utterance("a")], 10)
-    assert [type(item) for item in task.items] == [Utterance, Utterance, Broken]
+def test_second_item_of_a_key_is_broken_and_says_of_which_splits_both_are() -> None:
+    again = replace(utterance("a"), split="dev")
+    (task,) = plan_shards("x", [utterance("a"), utterance("b"), again], 10)
+    first, second, third = task.items
+    assert (first, second) == (utterance("a"), utterance("b"))
+    assert isinstance(third, Broken)
+    assert third.reason == "an item of dev whose key is already that of an item of train"
 
 
 def sha256(item: SourceItem, recipe: dict[str, object] | None = None, name: str = "x") -> str:

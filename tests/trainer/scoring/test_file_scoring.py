@@ -145,7 +145,8 @@ def test_a_reference_that_is_empty_alone_is_that_of_silence(tmp_path: Path) -> N
         (["a\tx"], ["a\tx", "d\ty"], "h: has keys that no reference has: d"),
         (["a\tx"], ["a\tx", "a\ty"], "h: has several lines of a"),
         (["a\tx", "no tab"], ["a\tx"], "r: line 2 is not key<TAB>text, as other lines are: 'no tab'"),
-        (["a\tx"], ["x"], "h: line 1 is not key<TAB>text"),
+        (["a\tx"], ["x", "y"], "r has lines of key<TAB>text and .*h has none; give both keys"),
+        (["x"], ["a\tx"], "h has lines of key<TAB>text and .*r has none; give both keys"),
         (["\tx"], ["a\tx"], "r: line 1 is not key<TAB>text"),
     ],
 )

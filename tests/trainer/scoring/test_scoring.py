@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from dmlm.trainer.scoring import (
     score_utterance,
     score_utterances,
 )
+from dmlm.trainer.scoring.evaluation_report import score_table
 from dmlm.trainer.scoring.scores import bootstrap_mean, bootstrap_ratio
 
 
@@ -176,3 +178,10 @@ def test_missing_jiwer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_import_needs_no_optional_package() -> None:
     blocked = "import sys; sys.modules.update(jiwer=None, whisper=None); import dmlm.trainer.scoring"
     subprocess.run([sys.executable, "-c", blocked], check=True)
+
+
+def test_columns_of_scores_never_touch() -> None:
+    hypotheses = {num_words: ["b " * (num_words + n) for n in range(9)] for num_words in (1, 999)}
+    rows = {str(n): score_asr(["a"] * 9, texts, "plain", "en") for n, texts in hypotheses.items()}
+    for line in score_table(rows).splitlines()[1:]:
+        assert len(re.findall(r"  \d+\.\d % \[\d+\.\d, \d+\.\d\]", line)) == line.count("%") > 1

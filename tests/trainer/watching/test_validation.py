@@ -308,7 +308,10 @@ def test_the_console_shows_losses_and_answers(
 ) -> None:
     train(config)
     shown = capsys.readouterr().err
-    assert "validation every 3 steps on held-out sequences: asr 4, t2s 4, speech 4" in shown
+    assert (
+        "validation every 3 steps on held-out sequences: asr 4, t2s 4, speech 4; none of i2t, without"
+        in shown
+    )
     assert "validation: step 3, loss " in shown
     assert "(the best so far)" in shown
     assert "asr utterance-0" in shown
