@@ -170,11 +170,9 @@ def _load_init(init: str, config: "PretrainedConfig") -> "PreTrainedModel":
 @contextmanager
 def _as_config_errors(init: str) -> Iterator[None]:
     """Names the model where transformers stumbles over one that dmlm has never met."""
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
         yield
-    except (AttributeError, TypeError, StrictDataclassError) as error:
+    except (AttributeError, TypeError) as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1].strip()}"
         raise ConfigError(
             f"--init {init}: such a model cannot be grown or run on packed rows ({reason}); "
