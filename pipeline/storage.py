@@ -26,9 +26,7 @@ def atomic_writer(path: Path, *, is_shared: bool = False) -> Iterator[IO[bytes]]
     temporary = path.with_name(f"{path.name}{mark}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with temporary.open("wb") as file:
-            with suppress(OSError):  # some network disks know no locks
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _open_locked(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -43,7 +41,24 @@ def remove_left_over(temporary: Path) -> None:
     """Removes what a killed `atomic_writer` left; what a process is writing, or nobody may remove, stays."""
     with suppress(OSError), temporary.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        temporary.unlink()
+        if _is_at(file, temporary):  # else it was written to its end meanwhile, and another one has begun
+            temporary.unlink()
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """A new file to write, which `remove_left_over` spares."""
+    while True:
+        file = path.open("wb")
+        with suppress(OSError):  # some network disks know no locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(file, path):  # else it was removed before it was locked
+            return file
+        file.close()
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one at `path`."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def user_cache_dir() -> Path:

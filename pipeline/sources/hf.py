@@ -7,6 +7,7 @@ Only a name with `hub:` is looked up in the network.
 
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -127,8 +128,8 @@ def _keep_file(media: Any, stem: Path, own_place: str) -> str:
     """Path of a recording or an image, which is copied unless it is a file of its own on this machine.
 
     An address that is not the data set's own, or where there is nothing, stays: it is no file, as any other.
-    What the hub calls a file of this machine is none, either: nobody there may choose what is read here. Of a
-    path that leads upwards only the name is left.
+    What the hub calls a file of this machine is none, either: nobody there may choose what is read here; nor
+    is what a relative path of a local folder finds outside of that.
     """
     if isinstance(media, str):
         media = {"path": media}
@@ -136,8 +137,10 @@ def _keep_file(media: Any, stem: Path, own_place: str) -> str:
         media = {"bytes": media}
     name, content = media.get("path") or "", media.get("bytes")
     if content is None and "://" not in name:
-        is_foreign = own_place.startswith(_HUB) or ".." in Path(name).parts
-        return Path(name).name if is_foreign else name
+        if own_place.startswith(_HUB):
+            return Path(name).name
+        is_own = Path(name).is_absolute() or os.path.normpath(f"{own_place}{name}").startswith(own_place)
+        return name if is_own else f"outside:{name}"
     if content is None and not _is_own(name, own_place):
         return name
     suffix = Path(name.partition("::")[0]).suffix

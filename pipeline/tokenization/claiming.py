@@ -1,7 +1,7 @@
 """Whose the folder is that `tokenize` writes into: one recipe's, on this machine and at an address."""
 
 import json
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,8 @@ from dmlm.pipeline.tokenization.shard_tasks import Recipe
 
 RUN_NAME: Final = "run.json"
 """Recipe and whereabouts of the last run; not part of the data set."""
+_LEFT_OVER: Final = re.compile(r".+\.(tar|parquet|json|jsonl)(\.[0-9a-f]{8})?\.tmp")
+"""Of files that dmlm writes there; others may be somebody's."""
 
 
 def claim_folder(
@@ -37,7 +39,8 @@ def claim_folder(
     else:
         _check_same_recipe(str(directory), claimed, recipe)
     if is_alone:
-        for path in [*directory.glob("*.tmp"), *directory.glob(f"{CODEBOOK_NAME}/**/*.tmp")]:
+        ours = filter(lambda path: _LEFT_OVER.fullmatch(path.name), directory.glob("*.tmp"))
+        for path in [*ours, *directory.glob(f"{CODEBOOK_NAME}/**/*.tmp")]:
             remove_left_over(path)
     write_json(directory / RUN_NAME, {"recipe": recipe, **whereabouts}, is_shared=True)
 
@@ -65,10 +68,8 @@ def _claim_mirror(directory: Path, recipe: Recipe) -> None:
         claimed = _read_recipe(directory)
     except ShardCorruptError:
         claimed = {}
-    if claimed is not None:
-        if not list(differences_of(claimed, recipe)):
-            return
-        shutil.rmtree(directory)
+    if claimed is not None and not list(differences_of(claimed, recipe)):
+        return
     (directory / CARD_NAME).unlink(missing_ok=True)  # of one that was only read; fetched again if it is there
     write_json(directory / RUN_NAME, {"recipe": recipe}, is_shared=True)
 

@@ -1,5 +1,6 @@
 """The folder that `tokenize` writes into: what is finished in it, and how it is published."""
 
+import logging
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from dmlm.pipeline.tokenization.shard_tasks import Recipe, ShardTask, task_sha25
 from dmlm.pipeline.tokenizers.registry import CARD, UNITS, read_card
 from dmlm.pipeline.vocabulary import Vocabulary
 
+_logger = logging.getLogger(__name__)
 _SHARD_FILE = re.compile(r".+-\d{6}\.(tar|parquet)")
 _PACKAGES = ("torch", "numpy", "transformers", "openai-whisper", "pyarrow")
 
@@ -46,15 +48,19 @@ def _load_published(
         card = load_dataset_card(directory)
     except ShardCorruptError:
         return None
-    if len(card.shards) != len(planned) or not all(
-        record.task_sha256 == sha256 or _is_repair(directory, record, task, sha256)
-        for record, (sha256, task) in zip(card.shards, planned.items(), strict=True)
-    ):
+    changed = [
+        (record, task, sha256)
+        for record, (sha256, task) in zip(card.shards, planned.items(), strict=False)
+        if record.task_sha256 != sha256
+    ]
+    if len(card.shards) != len(planned) or not all(_is_repair(directory, *change) for change in changed):
         places = f" at {remote.address} and in {directory}" if remote else ""
         raise FingerprintMismatchError(
             f"{directory} holds a finished data set, but the corpus has changed since; choose another --out, "
             f"or delete {CARD_NAME}{places} to do the changed shards again"
         )
+    for record, _, _ in changed:
+        _logger.warning("%s: made again, as it had quarantined files and has changed", record.name)
     return card
 
 
@@ -160,7 +166,7 @@ def publish(
     recipe: Recipe,
     vocabulary: Vocabulary,
     licence: str,
-    codebook_files: Iterable[Path] = (),
+    codebook_files: Iterable[Path],
 ) -> DatasetCard:
     """Writes the ledger and, last of all, the card; removes shards that belong to no task."""
     records, footers = tuple(shard.record for shard in shards), [shard.footer for shard in shards]

@@ -169,11 +169,11 @@ def _finish_shards(
     """Yields the shards of some tasks of the plan, in order; writes those that are not finished yet."""
     budget = BadSampleBudget(sum(len(task.items) for task in plan.tasks.values()))
     num_inputs = sum(task.num_inputs for task in tasks.values())
-    progress = Progress(f"tokenize {config.source}", num_inputs, "inputs")
+    num_kept = sum(tasks[sha256].num_inputs for sha256 in finished)
+    progress = Progress(f"tokenize {config.source}", num_inputs, "inputs", num_before=num_kept)
     for sha256, task in tasks.items():
         if sha256 in finished:
             budget.keep(finished[sha256].footer.ledger)
-            progress.advance(task.num_inputs)
             yield finished[sha256]
         else:
             known = earlier.look_up(task) if earlier else NOTHING_KNOWN

@@ -177,15 +177,18 @@ def test_recordings_in_a_zip_of_the_data_set_are_copied_and_no_others(recordings
 def test_relative_paths_are_those_of_the_folder_and_none_leads_out_of_it(recordings, tmp_path):
     folder = shutil.copytree(recordings / "train", tmp_path / "mine" / "clips").parent
     shutil.copy(folder / "clips" / "a.flac", tmp_path / "other.flac")
+    shutil.copy(folder / "clips" / "b.flac", folder / "other.flac")
     names = ["clips/a.flac", "clips/none.flac", "../other.flac", str(folder / "clips" / "b.flac")]
+    names.append("clips/../clips/b.flac")
     (folder / "clips" / "metadata.csv").unlink()
     pq.write_table(pa.table({"sound": names}), folder / "train.parquet")
     for items in (read(folder, columns="audio=sound"), read(folder, columns="audio=sound")):
-        inside, missing, outside, absolute = items
+        inside, missing, outside, absolute, roundabout = items
         assert inside.audio_path == folder / "clips" / "a.flac"
         assert missing.reason == "row 2 of train: no file clips/none.flac"
-        assert outside.reason == "row 3 of train: no file other.flac"
+        assert outside.reason == "row 3 of train: no file outside:../other.flac"
         assert absolute.audio_path == folder / "clips" / "b.flac"
+        assert roundabout.audio_path.resolve() == absolute.audio_path.resolve()
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])

@@ -20,10 +20,13 @@ from dmlm.pipeline.tokenization.running import tokenize
 def test_who_claims_a_folder_removes_what_a_killed_run_left_and_nothing_else(tmp_path: Path) -> None:
     claim_folder(tmp_path, {"settings": {}}, {})
     (tmp_path / "x-000000.tar.01234567.tmp").touch()
+    (tmp_path / "thesis.tmp").touch()
     with atomic_writer(tmp_path / "x-000001.tar", is_shared=True) as file:  # a share of a job array
         claim_folder(tmp_path, {"settings": {}}, {})
-        assert {path.name for path in tmp_path.iterdir()} == {"run.json", Path(file.name).name}
-    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "x-000001.tar"}
+        assert {path.name for path in tmp_path.iterdir()} == {
+            *("run.json", "thesis.tmp", Path(file.name).name)
+        }
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "thesis.tmp", "x-000001.tar"}
 
 
 def latin_1(folder: Path, name: str) -> Path:

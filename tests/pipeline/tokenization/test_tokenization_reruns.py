@@ -269,6 +269,7 @@ def test_a_file_repaired_to_another_size_is_taken_into_a_finished_data_set(
     root: Path,
     tiny_dataset: Path,
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = settings(root, tmp_path / "out")
     whole = flac(root, 4).read_bytes()
@@ -278,6 +279,9 @@ def test_a_file_repaired_to_another_size_is_taken_into_a_finished_data_set(
     for index in range(num_shares):
         tokenize_share(config, index, num_shares)
     assert tokenize(config).num_quarantined == 0
+    assert {message for message in caplog.messages if "made again" in message} == {
+        "librispeech-000001: made again, as it had quarantined files and has changed"
+    }
     assert content(config.out_dir) == content(tiny_dataset)
 
 

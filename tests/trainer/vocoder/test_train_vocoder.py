@@ -70,7 +70,7 @@ def publish_samples(
         "text_rule": "lower",
         "settings": {"source": "librispeech", "splits": ["test-tones", "train-tones"], **settings},
     }
-    publish(directory, "tones", [shard], recipe, vocabulary, "none")
+    publish(directory, "tones", [shard], recipe, vocabulary, "none", codebook_files=())
     return directory
 
 
