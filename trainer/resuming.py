@@ -50,7 +50,8 @@ def resumed_settings(checkpoint: Path, settings: RunSettings, init: str | None) 
     """
     saved = read_settings(checkpoint)[1]
     begun = saved.recipe.model.init
-    is_left_out = init is None or (not Path(init).exists() and _name_of(Path(init)) == begun)
+    # Of a link older checkpoints tell where it led.
+    is_left_out = init is None or begun in (_name_of(Path(init)), Path(init).resolve().name)
     current = replace(settings, recipe=with_init(settings.recipe, begun)) if is_left_out else settings
     check_same_run(checkpoint, saved, current)
     return current

@@ -206,6 +206,15 @@ def test_a_run_from_the_best_of_another_goes_on_when_that_has_a_better_one(
     assert (last / "model.safetensors").read_bytes() == expected
 
 
+def test_a_link_to_what_a_run_began_with_is_known_again(config: TrainConfig, tmp_path: Path) -> None:
+    first = train(config).checkpoint
+    second = replace(config, out_dir=tmp_path / "second", init=str(first))
+    last = train(second).checkpoint
+    shutil.rmtree(last)
+    (tmp_path / "best").symlink_to(first)
+    assert train(replace(second, init=str(tmp_path / "best"), resume=True)).checkpoint == last
+
+
 def test_where_the_first_rank_has_nothing_all_begin(config: TrainConfig, tmp_path: Path) -> None:
     assert choose_checkpoint(tmp_path, ALONE) is None
     told: list[int] = []

@@ -4,6 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ def checkpoint_layers(model: "PreTrainedModel") -> None:
     Call it before `compile_layers`: nothing inside of a checkpoint is compiled unless the checkpoint is.
     That of transformers lies outside of the layer's forward.
     """
+    # Graphs kept on disk from other runs: what is inside of a checkpoint, such as the dropout, is no part of
+    # their key (torch 2.13).
+    functorch_config.enable_autograd_cache = False
     for layer in layers_of(model):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 

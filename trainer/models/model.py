@@ -173,7 +173,7 @@ def _as_config_errors(init: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError) as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1].strip()}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
             f"--init {init}: such a model cannot be grown or run on packed rows ({reason}); "
             f"take {TESTED_MODELS}, or a shorter sequence.max_length"

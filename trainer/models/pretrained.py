@@ -276,7 +276,7 @@ def _extend_rotary(config: "PretrainedConfig", init: str, max_length: int) -> No
     try:
         config.validate()  # as the first save will
     except Exception as error:  # its class is of huggingface_hub, which nothing here may name
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = " ".join(str(error).split())
         raise ConfigError(
             f"sequence.max_length {max_length}: {init} has {num_positions} positions, and a "
             f"{config.model_type} model cannot be lengthened ({reason})"

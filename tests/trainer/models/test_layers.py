@@ -1,5 +1,6 @@
 """Compiled layers, layers computed twice, and products in bfloat16 beside the plain model."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,25 @@ def test_compiled_layers_give_the_same_and_one_graph_serves_rows_of_any_length(
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for vector, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(vector, reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.soak  # half a minute of compiling
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+def test_graphs_kept_on_disk_bring_no_dropout_of_another_run(
+    text_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_compiler: None
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    found = {}
+    for dropout in (0.2, 0.0):
+        model = build(replace(OPT, dropout=dropout, num_layers=1), text_dir)
+        checkpoint_layers(model)
+        compile_layers(model)
+        found[dropout] = run(PackedModel(model, "dense"), random_row(0))
+        torch._dynamo.reset()  # as in another process
+    plain = build(replace(OPT, dropout=0.0, num_layers=1), text_dir)
+    torch.testing.assert_close(
+        found[0.0], run(PackedModel(plain, "dense"), random_row(0)), rtol=1e-4, atol=1e-6
+    )
 
 
 @CASES
