@@ -9,7 +9,7 @@ SOAK ?= tests/crash tests/integration tests/security tests/pipeline/test_*.py te
 
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
-export HF_HUB_OFFLINE = 1
+demo demo-full bench: export HF_HUB_OFFLINE = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help install demo demo-full bench test lint types unit soak clean

@@ -17,6 +17,9 @@ from dmlm.pipeline.vocabulary import Vocabulary
 
 REPOSITORY = Path(__file__).parent.parent
 
+# Read as the hub is imported. Without it a name that is no folder is looked for online, for a minute.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 # A slow machine is no fault of the code, and in a fresh clone the first text drawn waits for tables.
 settings.register_profile("dmlm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dmlm")

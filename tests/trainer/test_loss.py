@@ -103,6 +103,13 @@ def test_loss_equals_a_float64_reference_whatever_the_micro_batches(
 
 
 @pytest.mark.parametrize("normalise", ["batch", "sequence", "none"])
+def test_weights_are_in_float64(normalise: str) -> None:
+    batch = batch_of([[0, 1], [2]], np.random.default_rng(0))
+    weights = token_weights(batch, count_loss_tokens([batch]), LossConfig(normalise=normalise))
+    assert weights.dtype == torch.float64
+
+
+@pytest.mark.parametrize("normalise", ["batch", "sequence", "none"])
 def test_an_absent_modality_gives_zero_and_no_gradient(normalise: str) -> None:
     batch = batch_of([[0, 0, 0]], np.random.default_rng(0))
     logits = torch.randn(3, NUM_IDS, requires_grad=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -33,13 +34,13 @@ RECIPE = recipe_from_json(
 )
 
 
-def open_run(shards: Path) -> tuple[PreTrainedModel, list[list[PackedBatch]]]:
+def open_run(shards: Path, recipe: Recipe = RECIPE) -> tuple[PreTrainedModel, list[list[PackedBatch]]]:
     """A new model, and the batches of every step."""
     data = open_training_data([shards])
     text_dir = data.codebook_dirs[Modality.TEXT]
-    model = build_model(RECIPE.model, data.vocabulary, text_dir=text_dir, max_length=64, seed=0)
-    stream = TokenStream(data, RECIPE, seed=0)
-    return model, [stream.next_step() for _ in range(RECIPE.num_steps)]
+    model = build_model(recipe.model, data.vocabulary, text_dir=text_dir, max_length=64, seed=0)
+    stream = TokenStream(data, recipe, seed=0)
+    return model, [stream.next_step() for _ in range(recipe.num_steps)]
 
 
 def losses_of(shards: Path, recipe: Recipe) -> tuple[TrainStep, list[float]]:
@@ -52,6 +53,19 @@ def test_on_a_cpu_a_step_runs_in_float32_with_one_call_per_sequence(token_shards
     take_step, losses = losses_of(token_shards, RECIPE)
     assert (take_step.products, take_step.kernel) == (torch.float32, "sequences")
     assert losses[-1] < losses[0]
+
+
+def test_every_step_micro_batch_and_seed_drops_other_numbers(token_shards: Path) -> None:
+    recipe = replace(RECIPE, model=replace(RECIPE.model, dropout=0.5))
+
+    def loss_of(number: int, seed: int = 0, num_times: int = 1) -> float:
+        """Of one batch given once or several times, by a new model."""
+        model, (step, *_) = open_run(token_shards, recipe)
+        return TrainStep(model.train(), recipe, seed, ALONE)(number, step[:1] * num_times, lambda: False).loss
+
+    assert loss_of(0) == loss_of(0)
+    losses = [loss_of(0), loss_of(1), loss_of(2), loss_of(0, seed=1), loss_of(0, num_times=2)]
+    assert min(np.diff(sorted(losses))) > 1e-4
 
 
 def test_options_that_leave_nothing_to_compile_are_named(

@@ -10,10 +10,12 @@ from dmlm.pipeline.codebooks.corpus_sampling import (
     ItemSample,
     SourceSample,
     SourceShare,
+    _share_out,
+    _texts_of,
     draw_sample,
 )
 from dmlm.pipeline.errors import ConfigError
-from dmlm.pipeline.samples import Utterance
+from dmlm.pipeline.samples import TextLine, Utterance
 from dmlm.pipeline.sources import SourceOptions
 
 
@@ -50,6 +52,20 @@ def test_shares_count_among_the_sources_that_have_the_modality() -> None:
     assert sample.num_broken == 3
     assert sample.has_speech
     assert sample.images == []
+
+
+def test_items_are_shared_out_by_the_shares() -> None:
+    parts = [(SourceShare(name="a", share=3), ["a"] * 100), (SourceShare(name="b"), ["b"] * 100)]
+    assert Counter(_share_out(parts, 40)) == {"a": 30, "b": 10}
+
+
+def test_translations_are_texts_too() -> None:
+    utterance = Utterance(
+        key="a", source="s", split="train", audio_path=Path("a.flac"), text="Ciao", translation="Hello"
+    )
+    line = TextLine(key="b", source="s", split="train", text="Uno", translation="One")
+    assert list(_texts_of(utterance, "verbatim")) == ["Ciao", "Hello"]
+    assert list(_texts_of(line, "verbatim")) == ["Uno", "One"]
 
 
 @pytest.mark.realdata

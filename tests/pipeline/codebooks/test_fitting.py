@@ -93,6 +93,18 @@ def test_every_vector_of_a_stream_counts_though_few_are_kept() -> None:
 
 
 @pytest.mark.usefixtures("small_sample")
+def test_a_stream_may_be_cut_into_arrays_anywhere() -> None:
+    vectors = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)
+    num_first = 4 + 800 // vectors[0].nbytes  # all that is kept before the first step
+
+    def fit_arrays(*arrays: Vectors) -> Codebook:
+        return fit_codebook(arrays, num_clusters=4, seed=0, encoder="test", features={}, mode=FitMode.STREAM)
+
+    whole, parts = fit_arrays(vectors), fit_arrays(vectors[:num_first], vectors[num_first:])
+    np.testing.assert_array_equal(whole.centroids_KD, parts.centroids_KD)
+
+
+@pytest.mark.usefixtures("small_sample")
 def test_centroids_move_to_what_a_stream_turns_into() -> None:
     rng = np.random.default_rng(0)
     early = [rng.normal(0, 0.1, (50, 2)).astype(np.float32) for _ in range(8)]

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from dmlm.pipeline.codebooks import nearest
 from dmlm.pipeline.codebooks.kmeans import cluster, exchange, move
-from dmlm.pipeline.codebooks.nearest import assign, choose_search, search_with_faiss, search_with_torch
+from dmlm.pipeline.codebooks.nearest import (
+    Assignment,
+    assign,
+    choose_search,
+    search_with_faiss,
+    search_with_torch,
+)
 
 
 def draw(num_vectors: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -34,6 +40,11 @@ def test_sums_of_a_pass_equal_slow_ones(monkeypatch: pytest.MonkeyPatch) -> None
         assert found.errors_K[k] == pytest.approx(distances_FK[ids_F == k, k].sum(), rel=1e-4)
         torch.testing.assert_close(found.sums_KD[k], vectors_FD[rows_F][ids_F == k].sum(dim=0))
     assert found.inertia == pytest.approx(distances_FK.min(axis=1).mean(), rel=1e-5)
+
+
+def test_a_centroid_of_no_vector_stays_where_it_is() -> None:
+    found = Assignment(np.array([0, 0]), torch.tensor([[2.0], [0.0]]), np.array([2, 0]), np.zeros(2))
+    assert move(torch.tensor([[9.0], [7.0]]), found).tolist() == [[1.0], [7.0]]
 
 
 def test_same_seed_gives_the_same_bytes() -> None:

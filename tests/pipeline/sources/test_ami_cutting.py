@@ -47,6 +47,18 @@ def test_words_that_touch_can_be_parted_but_not_a_word_from_its_full_stop():
     assert list(second.words) == words[3:]
 
 
+def test_no_cut_falls_into_a_word_that_outlasts_the_next_one() -> None:
+    words = [spoken(0, 24), spoken(10, 11), spoken(25, 26), spoken(34, 35)]
+    first, *_ = cut_segment(0.0, 40.0, words)
+    assert first.end_seconds > 24
+
+
+def test_gap_is_as_wide_as_what_lies_within_thirty_seconds() -> None:
+    words = [spoken(0, 18), spoken(22, 29), spoken(50, 51)]
+    first, *_ = cut_segment(0.0, 52.0, words)
+    assert first.end_seconds == 20  # in a gap of 4 s; of the one of 21 s only 1 s is within reach
+
+
 def test_segment_without_words_is_cut_every_thirty_seconds():
     assert bounds(cut_segment(5.0, 70.0, [])) == [(5.0, 35.0), (35.0, 52.5), (52.5, 70.0)]
 

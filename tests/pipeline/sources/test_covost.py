@@ -1,4 +1,5 @@
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,14 @@ def test_line_that_is_not_utf8_is_broken(language_dir):
     assert isinstance(broken, Broken)
     assert "line is not UTF-8" in broken.reason
     assert isinstance(kept, Utterance)
+
+
+def test_byte_order_mark_is_no_part_of_the_first_column(language_dir: Path) -> None:
+    write_tables(language_dir, ["a.mp3\tYes\ttest"], ["s\ta.mp3\tSì\t2"])
+    for table in language_dir.glob("*.tsv"):
+        table.write_text("\ufeff" + table.read_text(encoding="utf-8"), encoding="utf-8")
+    (item,) = read(language_dir)
+    assert (item.text, item.translation) == ("Sì", "Yes")
 
 
 def test_empty_sentence_or_translation_is_none(language_dir):

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import shutil
 import socket
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -95,6 +97,21 @@ def test_data_set_that_has_changed_is_read_anew(folder):
     assert len(read(folder, ["test"])) == 1
     pq.write_table(speech_table([0.1, 0.2], sentence=["a", "b"]), folder / "test.parquet")
     assert [item.text for item in read(folder, ["test"])] == ["a", "b"]
+
+
+def test_data_set_that_has_changed_without_another_size_is_read_anew(tmp_path: Path) -> None:
+    path, found = tmp_path / "train.parquet", []
+    for number, text in enumerate("ab", start=1):
+        pq.write_table(pa.table({"text": [text]}), path)
+        os.utime(path, ns=(0, number * 10**9))
+        found += [(path.stat().st_size, item.text) for item in read(tmp_path)]
+    size = path.stat().st_size
+    assert found == [(size, "a"), (size, "b")]
+
+
+def test_language_is_the_one_asked_for_whatever_was_read_before(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one"]}), tmp_path / "train.parquet")
+    assert [item.language for name in ("en", "de") for item in read(tmp_path, language=name)] == ["en", "de"]
 
 
 def test_folder_of_save_to_disk_is_read(tmp_path):

@@ -126,6 +126,7 @@ def test_only_files_of_the_split_that_is_read_are_looked_for(folder, monkeypatch
         ('{"audio": "clips/a.wav", "end_seconds": NaN}', "end_seconds must be seconds"),
         ({"audio": "clips/a.wav", "end_seconds": True}, "end_seconds must be seconds"),
         ({"audio": "clips/a.wav", "start_seconds": 2, "end_seconds": 1}, "end_seconds is 1, but"),
+        ({"audio": "clips/a.wav", "start_seconds": 1, "end_seconds": 1}, "end_seconds is 1, but"),
         ({"text": 3}, "text must be text, found '3'"),
         ({"text": "x", "key": "a/b"}, "key 'a/b' must be letters"),
         ({"text": "x", "end_seconds": 1.7e308}, "end_seconds must be seconds from 0 to 43200"),

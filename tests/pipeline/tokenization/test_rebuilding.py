@@ -168,3 +168,14 @@ def test_a_ledger_that_no_index_explains_is_refused(dataset: Path) -> None:
     (dataset / "ledger.jsonl").write_bytes(b"")
     with pytest.raises(ShardCorruptError, match=r"ledger.jsonl: sha256 mismatch"):
         rebuild_indexes(dataset)
+
+
+def test_indexes_are_not_made_again_from_a_changed_ledger(dataset: Path) -> None:
+    ledger = dataset / "ledger.jsonl"
+    first, *others = map(json.loads, ledger.read_text().splitlines())
+    lines = [first | {"reason": "another"}, *others]
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for path in index_paths(dataset):
+        path.unlink()
+    with pytest.raises(ShardCorruptError, match=r"ledger.jsonl: sha256 mismatch"):
+        rebuild_indexes(dataset)

@@ -22,6 +22,7 @@ from dmlm.pipeline.tokenization.reencoding import (
     ReencodeConfig,
     ReencodeReport,
     Tally,
+    _count,
     _draw,
     reencode,
 )
@@ -119,6 +120,16 @@ def test_samples_are_drawn_from_all_shards_by_the_seed(tiny_dataset: Path) -> No
     for seed in range(8):
         numbers = np.array([int(key[-4:]) for key in drawn(seed)])
         assert (numbers // 2).tolist() == [0, 1, 2, 3]
+
+
+def test_tokens_that_only_one_side_has_are_different() -> None:
+    shorter = Sample(key="k", source="s", split="train", speech_tokens=np.array([1, 2], np.int32))
+    longer = replace(
+        shorter, speech_tokens=np.array([1, 2, 3], np.int32), text_tokens=np.array([4], np.int32)
+    )
+    for tallies in (_count(longer, shorter), _count(shorter, longer)):
+        assert (tallies[Modality.SPEECH], tallies[Modality.TEXT]) == (Tally(1, 3), Tally(1, 1))
+    assert _count(longer, None)[Modality.SPEECH] == Tally(3, 3)
 
 
 @pytest.mark.parametrize(

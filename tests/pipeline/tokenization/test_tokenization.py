@@ -198,6 +198,16 @@ def test_over_budget_nothing_is_published_and_repair_goes_on_from_finished_shard
     verify_dataset(out_dir)
 
 
+def test_a_second_run_does_not_forget_the_broken_files_of_the_first(
+    settings: Callable[..., TokenizeConfig], root: Path, tmp_path: Path
+) -> None:
+    break_files(root)
+    flac(root, 7).write_bytes(b"x")
+    for _ in range(2):  # the first two of three shards are finished by the first run
+        with pytest.raises(BadSampleBudgetError, match="6 bad samples"):
+            tokenize(settings(root, tmp_path / "out"))
+
+
 def test_a_data_set_without_a_sample_has_no_tokens_to_report(
     settings: Callable[..., TokenizeConfig], root: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,8 @@ from dmlm.pipeline.shards import iter_samples
 from dmlm.trainer.config import Recipe, load_recipe, recipe_from_json
 from dmlm.trainer.data.dataset import TrainingData, open_training_data
 from dmlm.trainer.data.mix import Mix, build_groups
+from dmlm.trainer.data.stream import TokenStream
+from dmlm.trainer.data.tasks import TASKS, TaskSequence
 from dmlm.trainer.watching.plan import make_plan
 from dmlm.trainer.watching.tables import describe_plan
 
@@ -135,16 +137,16 @@ def test_packaged_recipes_warn_of_no_task_or_corpus_that_is_lacking(
     assert "has no samples" not in describe_plan(make_plan(groups, recipe, seed=0))
 
 
-def test_an_image_is_drawn_once_whatever_other_data_sets_call_theirs(
+def test_an_image_is_drawn_once_whatever_other_data_sets_and_splits_call_theirs(
     write_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
-    mine = [picture("1", 0, split="dev"), picture("1", 0), picture("1", 1), picture("2", 0)]
+    mine = [picture("1", 0, split="train-more"), picture("1", 0), picture("1", 1), picture("2", 0)]
     theirs = [picture("1", 0), picture("2", 0), picture("2", 1), picture("1", 0, "coco")]
     nameless = [picture(None, number, "hf") for number in range(2)]
     directories = [write_shards(tmp_path / "a", mine), write_shards(tmp_path / "b", [*theirs, *nameless])]
     data = open_training_data(directories)
     (group,) = build_groups(data, recipe_of({"task": "image", "weight": 1}))
-    assert group.rows_N.tolist() == [1, 3, 4, 5, 7, 8, 9]
+    assert group.rows_N.tolist() == [0, 1, 3, 4, 5, 7, 8, 9]
     (group,) = build_groups(data, recipe_of({"task": "image", "source": "coco", "weight": 1}))
     assert group.rows_N.tolist() == [7]
 
@@ -153,3 +155,33 @@ def test_images_of_one_data_set_keep_their_order(token_shards: Path) -> None:
     data = open_training_data([token_shards])
     (group,) = build_groups(data, recipe_of({"task": "image", "weight": 1}))
     assert data.index["key"].take(group.rows_N).to_pylist() == [f"caption-{i:03d}" for i in range(0, 16, 2)]
+
+
+def test_samples_of_every_pair_of_languages_have_their_own_sequences(
+    write_shards: Callable[..., Path], build_sequence: Callable[..., TaskSequence], tmp_path: Path
+) -> None:
+    units = np.array([1, 2, 3], np.int32)
+    samples = [
+        Sample(
+            key=f"{first}-{second}",
+            source="s",
+            split="train",
+            language=first,
+            translation_language=second,
+            speech_tokens=units,
+            text_tokens=units,
+            translation_tokens=units,
+        )
+        for first in ("en", "it", None)
+        for second in ("de", "fr", None)
+    ]
+    data = open_training_data([write_shards(tmp_path / "a", samples)])
+    recipe = recipe_of({"task": "asr", "weight": 1}, {"task": "s2tt", "weight": 1})
+    by_key = {sample.key: sample for sample in samples}
+    stream = TokenStream(data, recipe, seed=0)
+    for row in (row for _ in range(20) for row in stream.next_step()):
+        sequences = [
+            build_sequence(TASKS[task], by_key[key], data.vocabulary, recipe.sequence).tokens_T
+            for key, task in zip(row.keys, row.tasks, strict=True)
+        ]
+        assert row.tokens_T.tolist() == np.concatenate(sequences).tolist()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,31 @@ def test_ranks_share_the_sequences_among_them(token_shards: Path) -> None:
         for rank in range(2)
     )
     assert [name for pair in zip(first, second, strict=True) for name in pair] == alone
+
+
+def test_workers_of_all_ranks_share_the_sequences_among_them(token_shards: Path) -> None:
+    alone = names(iter(open_stream(token_shards).as_webdataset()), 80)
+    shared: list[tuple[str, str]] = []
+    for rank in range(2):
+        dataset = open_stream(token_shards, rank=rank, world_size=2).as_webdataset()
+        shared += names(iter(DataLoader(dataset, batch_size=None, num_workers=2)), 40)
+    assert sorted(shared) == sorted(alone)
+
+
+def test_ranks_have_different_noise(token_shards: Path) -> None:
+    recipe = replace(RECIPE, sequence=replace(RECIPE.sequence, unit_noise=0.5))
+    data = open_training_data([token_shards])
+    units = data.vocabulary.speech
+
+    def noise_of(rank: int) -> np.ndarray:
+        """Whether each of the first 300 units was changed."""
+        dataset = TokenStream(data, recipe, seed=0, rank=rank, world_size=2).as_webdataset()
+        changes = []
+        for entry in islice(dataset, 100):
+            are_units = (entry["tokens"] >= units.start) & (entry["tokens"] < units.stop)
+            changes.append((entry["inputs"] != entry["tokens"])[are_units])
+        return np.concatenate(changes)[:300]
+
+    assert len(noise_of(0)) == 300
+    assert (noise_of(0) == noise_of(0)).all()
+    assert (noise_of(0) == noise_of(1)).mean() < 0.8

@@ -16,7 +16,8 @@ from dmlm.pipeline.samples import Waveform
 from dmlm.pipeline.tokenization.planning import TokenizeConfig
 from dmlm.pipeline.tokenization.running import tokenize
 from dmlm.trainer.config import TrainConfig
-from dmlm.trainer.decoding import DecodingConfig
+from dmlm.trainer.decoding import DecodingConfig, transcription
+from dmlm.trainer.decoding.generation import GeneratedText
 from dmlm.trainer.decoding.transcription import cut_recording, transcribe
 from dmlm.trainer.loop import train
 
@@ -145,6 +146,23 @@ def test_text_that_was_cut_is_noted(spoken_run, capsys) -> None:
     printed = capsys.readouterr()
     assert f"{good}: the text was cut" in printed.err
     assert "birds" not in printed.out
+
+
+def test_a_recording_is_cut_where_the_text_of_one_window_is(
+    spoken_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "long.wav"
+    sentence = load_waveform(spoken_run.audio_path("train-tiny", 2))
+    soundfile.write(path, np.tile(sentence, 8), RATE_HZ)
+
+    def cut_last(checkpoint: object, units: list[object], *_: object) -> list[GeneratedText]:
+        last = len(units) - 1
+        return [GeneratedText(text=str(n), is_finished=n < last) for n in range(len(units))]
+
+    monkeypatch.setattr(transcription, "text_of_units", cut_last)
+    (transcript,) = transcribe(spoken_run.run, [path], device="cpu")
+    assert transcript.text.startswith("0 1")
+    assert not transcript.is_finished
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,11 @@ def test_bleu_of_the_corpus_is_that_of_pycocoevalcap(num_images: int) -> None:
     assert bleu(bleu_statistics(*pairs).sum(axis=0)) == pytest.approx(theirs[3], rel=1e-9, abs=1e-12)
 
 
+def test_of_two_references_equally_near_in_length_bleu_takes_the_shorter() -> None:
+    (statistics,) = bleu_statistics([[["a"] * 5, ["a"] * 3]], [["a"] * 4])
+    assert statistics[-1] == 3
+
+
 def test_right_captions_of_images_unlike_each_other_have_full_scores() -> None:
     references = [["A red cat sits."], ["Two dogs run fast!"], ["Blue doors are shut."]]
     scores = score_captions(references, [texts[0] for texts in references])

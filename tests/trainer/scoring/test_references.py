@@ -1,4 +1,4 @@
-"""Which splits are scored when none is named."""
+"""Which splits are scored when none is named, and which texts count as trained on."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,15 @@ import pytest
 from dmlm.pipeline.samples import Sample
 from dmlm.pipeline.shards import iter_samples, load_dataset_card, open_shard
 from dmlm.trainer.config import Recipe, recipe_from_json
-from dmlm.trainer.scoring.references import ScoredShard, choose_splits, read_references, words_of
+from dmlm.trainer.scoring.references import (
+    Reference,
+    ScoredShard,
+    TrainingTexts,
+    _find_trained,
+    choose_splits,
+    read_references,
+    words_of,
+)
 
 Open = Callable[..., list[ScoredShard]]
 RECIPE: Recipe = recipe_from_json({"name": "x", "num_steps": 1, "mix": [{"task": "asr", "weight": 1}]})
@@ -91,6 +99,34 @@ def test_an_image_with_captions_in_two_languages_is_asked_for_each(
     assert found == [("en", ("a cat", "a red cat")), ("de", ("eine Katze",))]
     first = read_references(shards, [picture.split], "i2t", limit=1)
     assert [reference.language for reference in first] == ["en"]
+
+
+@pytest.mark.parametrize(("trained", "is_known"), [("second", True), ("third", False)])
+def test_an_image_one_of_whose_captions_was_trained_on_is_in_training(trained: str, is_known: bool) -> None:
+    reference = Reference(
+        directory=Path(),
+        sample=Sample(key="k", source="s", split="test"),
+        texts=("a cat", "a red cat"),
+        hashes=("first", "second"),
+        language="en",
+        text_rule="plain",
+    )
+    texts = TrainingTexts(hashes={trained}, words=set(), is_complete=True)
+    assert texts.has_text_of(reference) is is_known
+
+
+def test_a_limit_of_the_training_counts_in_each_data_set(token_shards: Path) -> None:
+    records = load_dataset_card(token_shards).shards
+
+    def count(*names: str) -> int:
+        shards = [
+            ScoredShard(reader=open_shard(token_shards, record.name), text_rule="toy", dataset_sha256=name)
+            for name in names
+            for record in records
+        ]
+        return len(list(_find_trained(shards, RECIPE, limit=5)))
+
+    assert count("a", "b") == 2 * count("a") > 0
 
 
 @pytest.mark.parametrize(
