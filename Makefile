@@ -5,7 +5,7 @@ FAISS ?= cpu
 VENV ?= .venv
 OUT ?= runs/demo
 SOAK ?= tests/crash tests/integration tests/security tests/pipeline/test_*.py tests/pipeline/codebooks tests/pipeline/tokenization \
-	tests/trainer/test_*.py tests/trainer/data/test_stream.py tests/trainer/data/test_shard_hashing.py tests/benchmarks/test_loss_exactness.py
+	tests/trainer/test_*.py tests/trainer/models/test_layers.py tests/trainer/data/test_stream.py tests/trainer/data/test_shard_hashing.py tests/benchmarks/test_loss_exactness.py
 
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
