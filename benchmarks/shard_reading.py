@@ -61,7 +61,7 @@ def _write(directory: Path, num_samples: int, num_shards: int) -> list[str]:
         finished.append(write_shard(directory, name, part, VOCABULARY, task_sha256=name, num_in=len(part)))
     fingerprints = {modality: {"sha256": modality} for modality in ("speech", "text")}
     recipe = {"fingerprints": fingerprints, "text_rule": "none", "settings": {}}
-    card = publish(directory, "benchmark", finished, recipe, VOCABULARY, "none")
+    card = publish(directory, "benchmark", finished, recipe, VOCABULARY, "none", codebook_files=())
     return [str(directory / f"{record.name}.tar") for record in card.shards]
 
 

@@ -54,7 +54,7 @@ def dataset(tmp_path: Path) -> Path:
     mark = {"tokenizer": "bytes"}
     fingerprints = {"text": mark | {"sha256": fingerprint_sha256(mark)}}
     recipe = {"fingerprints": fingerprints, "text_rule": "lower", "settings": {}}
-    publish(directory, "x", [shard], recipe, VOCABULARY, "CC0")
+    publish(directory, "x", [shard], recipe, VOCABULARY, "CC0", codebook_files=())
     return directory
 
 
