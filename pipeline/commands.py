@@ -255,7 +255,7 @@ def tokenize(
         raise ConfigError("--dry-run measures how long encoding takes; leave out --reuse")
     if dry_run and engine != Engine():
         raise ConfigError(
-            "--dry-run encodes some files in this process; leave out --engine, --workers, --task-index "
+            "--dry-run encodes a sample in this process; leave out --engine, --workers, --task-index "
             "and --num-tasks"
         )
     root = resolve_root(root, source)

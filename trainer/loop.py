@@ -124,7 +124,7 @@ class _Run:
         data = open_training_data(config.shards, config.limit)
         self._checkpoint = self._find_checkpoint(config.resume)
         if self._checkpoint is None:
-            self._recipe = with_init(recipe, resolve_init(recipe.model.init))
+            self._recipe = with_init(recipe, resolve_init(recipe.model.init, ranks))
         data = with_vocabulary_of(data, self._checkpoint or self._recipe.model.init)
         self._text_dir, self._shard_files = data.codebook_dirs[Modality.TEXT], data.files
         self._codebooks = read_codebooks(data.codebook_dirs) if ranks.is_first else {}

@@ -32,7 +32,7 @@ def choose_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
     if _mark_of(path) != bytes(mark):
         raise ConfigError(
             f"rank {ranks.rank}: {path} is not what the first rank goes on from; "
-            "--out must be one folder that all ranks share"
+            f"{run_dir} must be one folder that all ranks share"
         )
     return path
 
@@ -67,16 +67,19 @@ def shareable_init(init: str | None) -> str | None:
     return _name_of(Path(init)) if init is not None and Path(init).exists() else init
 
 
-def resolve_init(init: str | None) -> str | None:
+def resolve_init(init: str | None, ranks: Ranks) -> str | None:
     """What weights are read from: of a run folder its newest whole checkpoint, all else as it is named.
+
+    The first rank chooses for all, as the run may be saving another one just now.
 
     Raises:
         CheckpointError: A checkpoint of dmlm is damaged, or all those of a run are.
+        ConfigError: This rank's folder does not hold the checkpoint.
     """
     if init is None or not Path(init).is_dir():
         return init
     is_checkpoint = (Path(init) / SETTINGS_NAME).is_file()
-    found = resolve_checkpoint(Path(init)) if is_checkpoint else latest_checkpoint(Path(init))
+    found = resolve_checkpoint(Path(init)) if is_checkpoint else choose_checkpoint(Path(init), ranks)
     return init if found is None else str(found)
 
 

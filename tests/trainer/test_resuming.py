@@ -18,7 +18,7 @@ from dmlm.trainer.data.dataset import TrainingData, open_training_data
 from dmlm.trainer.decoding.generation import generate
 from dmlm.trainer.distributed import ALONE, Ranks
 from dmlm.trainer.loop import train
-from dmlm.trainer.resuming import choose_checkpoint
+from dmlm.trainer.resuming import choose_checkpoint, resolve_init
 from dmlm.trainer.settings import read_settings
 
 RECIPE = recipe_from_json(
@@ -78,13 +78,22 @@ def test_a_rank_with_a_folder_of_its_own_says_so(config: TrainConfig, tmp_path: 
     told: list[int] = []
     train(config)
     choose_checkpoint(config.out_dir, First(told=told))
-    message = r"rank 1: .*checkpoint-000002 is not what the first rank goes on from; --out must be one folder"
+    message = r"rank 1: .*checkpoint-000002 is not what the first rank goes on from; .* must be one folder"
     with pytest.raises(ConfigError, match=message):
         choose_checkpoint(tmp_path / "empty", Second(told=told))
     other = replace(config, out_dir=tmp_path / "other", seed=1)
     train(other)
     with pytest.raises(ConfigError, match=message):
         choose_checkpoint(other.out_dir, Second(told=told))
+
+
+def test_ranks_begin_with_the_checkpoint_that_the_first_one_found(config: TrainConfig) -> None:
+    last, told = train(config).checkpoint, list[int]()
+    later = last.rename(last.with_name("later"))
+    first = resolve_init(str(config.out_dir), First(told=told))
+    later.rename(last)  # the other run has saved it meanwhile
+    assert first == str(config.out_dir / "checkpoint-000001")
+    assert resolve_init(str(config.out_dir), Second(told=told)) == first
 
 
 def test_what_a_run_began_with_may_be_gone_when_it_goes_on(config: TrainConfig, tmp_path: Path) -> None:
