@@ -188,22 +188,33 @@ def break_to_the_same_size(root: Path, *numbers: int) -> dict[Path, bytes]:
     return before
 
 
+def cut_off(root: Path, *numbers: int) -> dict[Path, bytes]:
+    """Cuts recordings off; what they were."""
+    before = {flac(root, number): flac(root, number).read_bytes() for number in numbers}
+    for path in before:
+        path.write_bytes(b"short")
+    return before
+
+
 def repair(before: dict[Path, bytes]) -> None:
     for path, content in before.items():
         path.write_bytes(content)
 
 
 @pytest.mark.parametrize("num_shares", [0, 2])
-def test_a_file_repaired_to_the_same_size_is_taken_into_the_data_set(
+@pytest.mark.parametrize("broken", [break_to_the_same_size, cut_off], ids=["same size", "another size"])
+def test_a_repaired_file_is_taken_into_the_data_set(
+    broken: Callable[..., dict[Path, bytes]],
     settings: Callable[..., TokenizeConfig],
     content: Callable[[Path], dict[str, bytes]],
     num_shares: int,
     root: Path,
     tiny_dataset: Path,
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = settings(root, tmp_path / "out")
-    before = break_to_the_same_size(root, 4)
+    before = broken(root, 4)
     assert tokenize(config).num_quarantined == 1
     kept = (config.out_dir / "librispeech-000000.tar").stat().st_mtime_ns
     repair(before)
@@ -213,6 +224,9 @@ def test_a_file_repaired_to_the_same_size_is_taken_into_the_data_set(
     assert tokenize(config).num_quarantined == 0
     assert content(config.out_dir) == content(tiny_dataset)
     assert (config.out_dir / "librispeech-000000.tar").stat().st_mtime_ns == kept
+    warning = "librispeech-000001: made again, as it had quarantined files and has changed"
+    assert (warning in caplog.messages) == (broken is cut_off)
+    assert not any("librispeech-000000" in message for message in caplog.messages)
     verify_dataset(config.out_dir)
 
 
@@ -259,30 +273,6 @@ def test_a_repaired_file_is_not_reused_as_broken(
     repair(before)
     tokenize(settings(root, tmp_path / "out", reuse_dir=tmp_path / "broken"))
     assert content(tmp_path / "out") == content(tiny_dataset)
-
-
-@pytest.mark.parametrize("num_shares", [0, 2])
-def test_a_file_repaired_to_another_size_is_taken_into_a_finished_data_set(
-    settings: Callable[..., TokenizeConfig],
-    content: Callable[[Path], dict[str, bytes]],
-    num_shares: int,
-    root: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    config = settings(root, tmp_path / "out")
-    whole = flac(root, 4).read_bytes()
-    flac(root, 4).write_bytes(b"short")
-    assert tokenize(config).num_quarantined == 1
-    flac(root, 4).write_bytes(whole)
-    for index in range(num_shares):
-        tokenize_share(config, index, num_shares)
-    assert tokenize(config).num_quarantined == 0
-    assert {message for message in caplog.messages if "made again" in message} == {
-        "librispeech-000001: made again, as it had quarantined files and has changed"
-    }
-    assert content(config.out_dir) == content(tiny_dataset)
 
 
 def test_a_repair_explains_no_other_change_of_a_finished_data_set(
